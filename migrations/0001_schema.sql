@@ -15,14 +15,21 @@ begin
     end if;
 end $$;
 
--- RAISE takes no NULL options, so the statement is built from those that are there. `at` names the part of the
--- statement that is at fault ('source', 'option.host', 'table.2'); it travels in the error's column field, and the
--- gateway turns it into a position.
+-- `at` names the part of the statement that is at fault ('source', 'option.host', 'table.2'); it travels in the error's
+-- column field, and the gateway turns it into a position. RAISE takes no NULL options, hence the eight of them.
 create function peergate.fail(code text, message text, detail text default null, hint text default null, at text default null)
 returns void language plpgsql as $$
 begin
-    execute format('do $fail$ begin raise exception using errcode = %L, message = %L%s%s%s; end $fail$', code, message,
-                   ', detail = ' || quote_literal(detail), ', hint = ' || quote_literal(hint), ', column = ' || quote_literal(at));
+    case
+        when detail is null and hint is null and at is null then raise exception using errcode = code, message = message;
+        when detail is null and hint is null then raise exception using errcode = code, message = message, column = at;
+        when detail is null and at is null then raise exception using errcode = code, message = message, hint = hint;
+        when hint is null and at is null then raise exception using errcode = code, message = message, detail = detail;
+        when detail is null then raise exception using errcode = code, message = message, hint = hint, column = at;
+        when hint is null then raise exception using errcode = code, message = message, detail = detail, column = at;
+        when at is null then raise exception using errcode = code, message = message, detail = detail, hint = hint;
+        else raise exception using errcode = code, message = message, detail = detail, hint = hint, column = at;
+    end case;
 end $$;
 comment on function peergate.fail is 'Raises an error with the given SQLSTATE, message, DETAIL, HINT and part at fault.';
 

@@ -172,8 +172,9 @@ declare
     n      integer;
 begin
     if cascade then
-        for mirror in select d.* from peergate.mirror_definitions d join peergate.peers p on p.id in (d.source_id, d.target_id)
-                      where p.name = any (names) group by d.id order by d.name for update of d loop
+        for mirror in select d.* from peergate.mirror_definitions d
+                      where exists (select from peergate.peers p where p.id in (d.source_id, d.target_id) and p.name = any (names))
+                      order by d.name for update loop
             raise notice 'drop cascades to mirror "%"', mirror.name;
             perform peergate.remove_mirror(mirror, false);
         end loop;
@@ -296,6 +297,15 @@ create trigger write_mirrors instead of insert or update or delete on peergate.m
 create trigger refuse_truncate before truncate on peergate.mirror_definitions
     for each statement execute function peergate.refuse_truncate();
 
+-- A visible row whose writer is still in progress was written by this very transaction. pg_xact_status wants an xid with its epoch,
+-- which a row's xmin lacks: counted from this transaction's own, later ones (its savepoints) have theirs.
+create function peergate.is_uncommitted(xmin xid) returns boolean language sql stable as $$
+    select coalesce(own.later < 2147483648 and pg_xact_status((own.id + own.later)::text::xid8) = 'in progress', false)
+    from (select x.id, (xmin::text::bigint - x.id % 4294967296 + 4294967296) % 4294967296 as later
+          from (select pg_current_xact_id_if_assigned()::text::bigint as id) x) own
+$$;
+comment on function peergate.is_uncommitted is 'Whether a visible row of that xmin was written by the transaction that asks.';
+
 -- Each turn of the loop looks with a new snapshot, which only READ COMMITTED gives. Waiting here, and not in the gateway,
 -- makes cancel and statement_timeout PostgreSQL's own.
 create procedure peergate.wait_for_mirror(mirror_name text, up_to pg_lsn default null, up_to_state text default null,
@@ -316,7 +326,7 @@ begin
             'Such a transaction does not see what happens after it began.');
     end if;
     loop
-        select d.id, d.desired_state, d.xmin = pg_current_xact_id_if_assigned()::xid as uncommitted, r.* into mirror
+        select d.desired_state, peergate.is_uncommitted(d.xmin) as uncommitted, r.* into mirror
         from peergate.mirror_definitions d join peergate.mirror_runtime r on r.mirror_id = d.id where d.name = mirror_name;
         if not found then
             perform peergate.fail('42704', format('mirror "%s" does not exist', mirror_name), null,
@@ -341,7 +351,7 @@ begin
         end if;
         if clock_timestamp() > started + timeout then
             perform peergate.fail('57014', format('timed out waiting for mirror "%s"', mirror_name),
-                format('It is %s%s.', mirror.state, coalesce(format(' and has applied %s of %s', mirror.applied_lsn, wanted), '')),
+                format('It is %s', mirror.state) || coalesce(' and has applied ' || mirror.applied_lsn || ' of ' || wanted, '') || '.',
                 mirror.error_message);
         end if;
         perform pg_sleep(0.02);
