@@ -2,6 +2,7 @@
 //!
 //! Nothing here opens a connection or waits for anything; every function takes bytes and gives values or the reverse.
 
+pub mod frame;
 pub mod lsn;
 pub mod name;
 pub mod pgoutput;
