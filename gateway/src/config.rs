@@ -1,0 +1,455 @@
+//! What `peergate` was asked to do: flags, environment and file, as typed ([`RawConfig`]) and as meant ([`Config`]).
+//!
+//! It reads and checks; it opens no socket and makes no directory.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+/// The command line of `peergate`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "peergate",
+    version,
+    about = "Replication and federation of Postgres, in SQL, over Postgres' own protocol"
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `peergate` can be told to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the gateway and the mirror engine until SIGTERM or SIGINT.
+    #[command(after_help = ENVIRONMENT)]
+    Serve(RawConfig),
+    /// Seals the catalog's secrets anew with a new key. Give it what `serve` is given.
+    #[command(after_help = ENVIRONMENT)]
+    RotateKey(RawConfig),
+    /// Shows it all at work, on sample servers of its own, and cleans up.
+    Demo(DemoArguments),
+    /// Says by its exit status whether a server listens and takes sessions, for Docker's HEALTHCHECK.
+    Healthcheck(RawConfig),
+}
+
+/// What `peergate demo` takes.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArguments {
+    /// How long the sample servers are under load, in seconds
+    #[arg(long, env = "DEMO_SECONDS", default_value_t = 60)]
+    pub seconds: u64,
+    /// pgbench's scale: 100,000 accounts each
+    #[arg(long, env = "DEMO_SCALE", default_value_t = 10)]
+    pub scale: u32,
+}
+
+const ENVIRONMENT: &str = "\
+Each flag can be given as an environment variable (PEERGATE_LISTEN, PEERGATE_DATA_DIR, …) and, under the flag's name with
+underscores, in the configuration file. A flag wins over the environment, that over the file, that over the default.
+
+Further variables:
+  PEERGATE_PASSWORD  Password of the embedded catalog's role peergate [default: made, and kept in DIR/password]
+  PEERGATE_KEY       Key that seals the peers' secrets [default: made, and kept in DIR/key]
+  PEERGATE_LOG       What to log, as a tracing filter [default: info]
+  PEERGATE_PG_BIN    Folder of the Postgres server programs for the embedded catalog [default: searched for]";
+
+/// The configuration as typed in one place: the command line, the environment or the file.
+///
+/// `None` means that this place says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// Address and port to listen on [default: 127.0.0.1:9900]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Directory of the embedded catalog and the key [default: /var/lib/peergate as root, else ~/.local/share/peergate]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// URL of the catalog's database [default: a private one in the data directory]
+    #[arg(long, value_name = "URL")]
+    pub catalog: Option<String>,
+    /// What this process runs [default: all]
+    #[arg(long)]
+    pub role: Option<Role>,
+    /// File with the certificate shown to clients, PEM [default: no TLS]
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with that certificate's private key, PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Configuration file, TOML
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// What to log. Not a flag.
+    #[arg(skip)]
+    pub log: Option<String>,
+    /// The embedded catalog's password. Neither a flag, which everybody could see in `ps`, nor in the file.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub password: Option<Secret>,
+    /// The key that seals secrets. Neither a flag nor in the file.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub key: Option<Secret>,
+}
+
+/// What a process runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Gateway and engine.
+    #[default]
+    All,
+    /// The gateway only; engines elsewhere share the catalog.
+    Gateway,
+    /// The mirror engine only; it listens on nothing.
+    Engine,
+}
+
+impl Role {
+    /// Its name, as in `--role` and in the catalog's table `nodes`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::All => "all",
+            Role::Gateway => "gateway",
+            Role::Engine => "engine",
+        }
+    }
+
+    /// Whether the process listens for clients.
+    pub fn runs_gateway(self) -> bool {
+        self != Role::Engine
+    }
+
+    /// Whether the process runs mirrors.
+    pub fn runs_engine(self) -> bool {
+        self != Role::Gateway
+    }
+}
+
+/// A text that is not to be seen in logs: its `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// The configuration as meant: complete and checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where to listen. Default 127.0.0.1:9900; port 0 takes any free port.
+    pub listen: SocketAddr,
+    /// Directory of the embedded catalog, the key file and the node's identity. Absolute.
+    pub data_dir: PathBuf,
+    /// Which database is the catalog. Default: an embedded one.
+    pub catalog: CatalogSource,
+    /// What to run. Default: all.
+    pub role: Role,
+    /// What to show to clients that ask for TLS; `None`: TLS is refused, the default.
+    pub tls: Option<TlsFiles>,
+    /// The key that seals secrets, from `PEERGATE_KEY`; `None`: it is in a file in the data directory.
+    pub key: Option<Secret>,
+    /// What to log, as a tracing filter. Default `info`.
+    pub log: String,
+}
+
+/// Which database is the catalog.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CatalogSource {
+    /// A private cluster in the data directory.
+    Embedded {
+        /// Password of its role `peergate`; `None`: made at the first start and kept in the data directory.
+        password: Option<Secret>,
+    },
+    /// A database that somebody else runs.
+    External {
+        /// Its URL, which may hold a password.
+        url: Secret,
+    },
+}
+
+/// Files with a certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, PEM, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("cannot read configuration file {}", path.display())]
+    Unreadable {
+        /// That file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration file is not TOML, or says something that there is not.
+    #[error("configuration file {}: {message}", path.display())]
+    File {
+        /// That file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("invalid {name} \"{value}\": {reason}")]
+    Value {
+        /// The setting, as in the file.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Settings that do not go together.
+    #[error("{0}")]
+    Conflict(&'static str),
+}
+
+impl RawConfig {
+    /// Puts the places together, the stronger first, and checks the result.
+    ///
+    /// `self` is the command line, `variable` looks up an environment variable (an empty one counts as unset); the file
+    /// is the one that either of them names.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the place and the setting at fault.
+    pub fn resolve(self, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let typed = self.or(Self::from_env(&variable)?);
+        let file = typed.config.as_deref().map(Self::from_file).transpose()?.unwrap_or_default();
+        typed.or(file).check(&variable)
+    }
+
+    fn from_env(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let role = match variable("PEERGATE_ROLE") {
+            Some(value) => Some(Role::from_str(&value, false).map_err(|reason| ConfigError::Value {
+                name: "role",
+                value,
+                reason,
+            })?),
+            None => None,
+        };
+        Ok(Self {
+            listen: variable("PEERGATE_LISTEN"),
+            data_dir: variable("PEERGATE_DATA_DIR").map(PathBuf::from),
+            catalog: variable("PEERGATE_CATALOG"),
+            role,
+            tls_cert: variable("PEERGATE_TLS_CERT").map(PathBuf::from),
+            tls_key: variable("PEERGATE_TLS_KEY").map(PathBuf::from),
+            config: variable("PEERGATE_CONFIG").map(PathBuf::from),
+            log: variable("PEERGATE_LOG"),
+            password: variable("PEERGATE_PASSWORD").map(Secret),
+            key: variable("PEERGATE_KEY").map(Secret),
+        })
+    }
+
+    fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+        toml::from_str(&text).map_err(|error| ConfigError::File {
+            path: path.to_path_buf(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    /// Fills what `self` does not say from `weaker`.
+    fn or(self, weaker: Self) -> Self {
+        Self {
+            listen: self.listen.or(weaker.listen),
+            data_dir: self.data_dir.or(weaker.data_dir),
+            catalog: self.catalog.or(weaker.catalog),
+            role: self.role.or(weaker.role),
+            tls_cert: self.tls_cert.or(weaker.tls_cert),
+            tls_key: self.tls_key.or(weaker.tls_key),
+            config: self.config.or(weaker.config),
+            log: self.log.or(weaker.log),
+            password: self.password.or(weaker.password),
+            key: self.key.or(weaker.key),
+        }
+    }
+
+    fn check(self, variable: &impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let role = self.role.unwrap_or_default();
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => return Err(ConfigError::Conflict("tls_cert and tls_key must be given together")),
+        };
+        let catalog = match self.catalog {
+            Some(url) => CatalogSource::External { url: Secret(url) },
+            // The embedded catalog belongs to one process: nobody else could share the work with it.
+            None if role != Role::All => {
+                return Err(ConfigError::Conflict(
+                    "role gateway or engine needs catalog: an embedded one is not shared",
+                ));
+            }
+            None => CatalogSource::Embedded { password: self.password.map(check_password).transpose()? },
+        };
+        let data_dir = self.data_dir.unwrap_or_else(|| default_data_dir(variable));
+        let data_dir = std::path::absolute(&data_dir).map_err(|error| ConfigError::Value {
+            name: "data_dir",
+            value: data_dir.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        Ok(Config {
+            listen: parse_listen(self.listen.as_deref().unwrap_or("127.0.0.1:9900"))?,
+            data_dir,
+            catalog,
+            role,
+            tls,
+            key: self.key,
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+fn parse_listen(value: &str) -> Result<SocketAddr, ConfigError> {
+    let invalid = |reason: String| ConfigError::Value { name: "listen", value: value.to_owned(), reason };
+    value
+        .to_socket_addrs()
+        .map_err(|error| invalid(format!("{error}; it takes an address and a port, such as 127.0.0.1:9900")))?
+        .next()
+        .ok_or_else(|| invalid("the name has no address".to_owned()))
+}
+
+/// A line is what `initdb` reads from a password file.
+fn check_password(password: Secret) -> Result<Secret, ConfigError> {
+    if password.0.contains(['\n', '\r', '\0']) {
+        return Err(ConfigError::Conflict("PEERGATE_PASSWORD must be one line"));
+    }
+    Ok(password)
+}
+
+fn default_data_dir(variable: &impl Fn(&str) -> Option<String>) -> PathBuf {
+    if nix::unistd::Uid::effective().is_root() {
+        return PathBuf::from("/var/lib/peergate");
+    }
+    let home = || Path::new(&variable("HOME").unwrap_or_else(|| ".".to_owned())).join(".local/share");
+    variable("XDG_DATA_HOME").map(PathBuf::from).unwrap_or_else(home).join("peergate")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> RawConfig {
+        let typed = ["peergate", "serve"].iter().chain(arguments);
+        match Arguments::try_parse_from(typed).unwrap().command {
+            Command::Serve(raw) => raw,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn resolve(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        serve(arguments)
+            .resolve(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    struct TemporaryFile(PathBuf);
+
+    impl TemporaryFile {
+        fn new(text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("peergate-config-{:016x}.toml", rand::random::<u64>()));
+            fs::write(&path, text).unwrap();
+            Self(path)
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().unwrap()
+        }
+    }
+
+    impl Drop for TemporaryFile {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn nothing_typed_means_the_defaults() {
+        let config = resolve(&[], &[("XDG_DATA_HOME", "/data"), ("PEERGATE_ROLE", "")]).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:9900".parse().unwrap());
+        assert_eq!(config.catalog, CatalogSource::Embedded { password: None });
+        assert_eq!((config.role, config.tls, config.log.as_str()), (Role::All, None, "info"));
+        let root = nix::unistd::Uid::effective().is_root();
+        assert_eq!(config.data_dir, Path::new(if root { "/var/lib/peergate" } else { "/data/peergate" }));
+    }
+
+    #[test]
+    fn flag_wins_over_environment_over_file_over_default() {
+        let file =
+            TemporaryFile::new("listen = '127.0.0.3:1'\nrole = 'engine'\ncatalog = 'postgres://file'\nlog = 'debug'");
+        let variables = [
+            ("PEERGATE_LISTEN", "127.0.0.2:1"),
+            ("PEERGATE_CONFIG", file.path()),
+            ("PEERGATE_CATALOG", "postgres://env"),
+        ];
+        let config = resolve(&["--listen", "127.0.0.1:1"], &variables).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
+        let config = resolve(&[], &variables).unwrap();
+        assert_eq!(config.listen, "127.0.0.2:1".parse().unwrap());
+        assert_eq!(config.catalog, CatalogSource::External { url: Secret::new("postgres://env") });
+        assert_eq!((config.role, config.log.as_str()), (Role::Engine, "debug"));
+        let config = resolve(&["--config", file.path()], &[]).unwrap();
+        assert_eq!(config.listen, "127.0.0.3:1".parse().unwrap());
+    }
+
+    #[test]
+    fn unknown_key_in_the_file_is_refused() {
+        for text in
+            ["listne = '127.0.0.1:1'", "password = 'x'", "config = 'other.toml'", "[serve]\nlisten = '127.0.0.1:1'"]
+        {
+            let file = TemporaryFile::new(text);
+            let error = resolve(&["--config", file.path()], &[]).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let message =
+            |arguments: &[&str], variables: &[(&str, &str)]| resolve(arguments, variables).unwrap_err().to_string();
+        assert!(message(&["--listen", "9900"], &[]).contains("invalid listen"));
+        assert!(message(&[], &[("PEERGATE_ROLE", "boss")]).contains("invalid role"));
+        assert!(message(&["--tls-cert", "f"], &[]).contains("together"));
+        assert!(message(&["--role", "engine"], &[]).contains("needs catalog"));
+        assert!(message(&[], &[("PEERGATE_PASSWORD", "two\nlines")]).contains("one line"));
+        assert!(message(&["--config", "/nonexistent"], &[]).contains("cannot read"));
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let config = resolve(&[], &[("PEERGATE_PASSWORD", "hush"), ("PEERGATE_KEY", "hush")]).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+        let config = resolve(&["--catalog", "postgres://u:hush@h/d"], &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+}

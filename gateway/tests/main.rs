@@ -1,0 +1,5 @@
+//! Integration tests of the gateway crate, in one binary. They start their own servers.
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
+
+mod embedded;
