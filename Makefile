@@ -1,0 +1,37 @@
+# The commands of this project; CONTRIBUTING.md explains them.
+
+.PHONY: demo test check bench golden run
+
+# Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
+demo:
+	scripts/setup.sh
+	cargo build --release -p gateway --bin peergate
+	target/release/peergate demo
+
+# Everything: unit, golden and integration tests, on real servers that they start themselves on free ports.
+test:
+	scripts/setup.sh
+	cargo build -p gateway --bin peergate
+	cargo test --workspace
+
+# What needs no server: formatting, lints, unit tests, documentation.
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --workspace --lib --bins
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+# Benchmarks, each a ratio to a named alternative in the same run.
+bench:
+	scripts/setup.sh
+	cargo bench --workspace
+
+# The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
+golden:
+	scripts/setup.sh
+	cargo test -p sql-tests --test golden
+
+# A server for trying things out, with its data in target/run.
+run:
+	scripts/setup.sh
+	cargo run -p gateway --bin peergate -- serve --data-dir target/run

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need beside Rust: a Postgres server (initdb, postgres, pgbench), psql, and a
+# C linker. Says what it installs, and does nothing when all is there. For Debian and Ubuntu; elsewhere it says what is missing.
+#
+# The distribution's own cluster is not started, and no other server on this machine is touched.
+set -euo pipefail
+
+# The folder of a Postgres server, looked for where the product looks (catalog/src/cluster/binaries.rs).
+server() {
+    local folder
+    for folder in "${PEERGATE_PG_BIN:-}" ${PATH//:/ } "$(pg_config --bindir 2>/dev/null || true)" \
+        /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin; do
+        if [[ -n "$folder" && -x "$folder/initdb" && -x "$folder/postgres" ]]; then
+            # A link in a folder of PATH leads to the folder that has pgbench too.
+            dirname "$(readlink -f "$folder/postgres")"
+            return 0
+        fi
+    done
+    return 1
+}
+
+missing=()
+if ! folder=$(server) || ! { [[ -x "$folder/pgbench" ]] || command -v pgbench >/dev/null; }; then
+    missing+=(postgresql)
+fi
+command -v psql >/dev/null || missing+=(postgresql-client)
+# Crates are linked with cc, and some compile C or assembler.
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+
+if [[ ${#missing[@]} -gt 0 ]]; then
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: please install: ${missing[*]} (names of the Debian packages)" >&2
+        exit 1
+    fi
+    as_root=()
+    if [[ $EUID -ne 0 ]]; then
+        command -v sudo >/dev/null || { echo "setup: installing ${missing[*]} needs root or sudo" >&2; exit 1; }
+        as_root=(sudo)
+    fi
+    echo "setup: installing the packages ${missing[*]} from this machine's distribution"
+    # postgresql-common makes and starts a cluster "main" for each new server, unless it is told beforehand not to.
+    if [[ " ${missing[*]} " == *" postgresql "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+        "${as_root[@]}" mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" | "${as_root[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        -o Dpkg::Options::=--force-confold "${missing[@]}"
+fi
+
+command -v cargo >/dev/null || {
+    echo "setup: please install Rust: https://rustup.rs" >&2
+    exit 1
+}
