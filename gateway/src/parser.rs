@@ -1,0 +1,147 @@
+//! The grammar of our statements, on sqlparser's tokenizer; one file per noun.
+//!
+//! Only statements that begin with our words are looked at. Whatever is not one of ours is PostgreSQL's: nothing is ever rejected
+//! here because it is unknown. Options are only read: which exist and what they take is the catalog's to say.
+//! The parser crate's types do not leave this module.
+
+mod cursor;
+mod mirror;
+mod options;
+mod peer;
+mod tables;
+
+use pg::SqlState;
+
+use crate::split::Slice;
+use crate::statement::Statement;
+use cursor::Cursor;
+
+/// What a statement of a query text is to us.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// One of ours.
+    Ours(Box<Ours>),
+    /// It begins as one of ours and must fail.
+    Refused(Refusal),
+    /// It begins as one of ours that may hold a password but that we do not know yet: PostgreSQL answers its first words, and
+    /// must not see, and log, the rest.
+    Withheld,
+    /// Not ours.
+    Theirs,
+}
+
+/// One of our statements, and where its parts are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// What it says.
+    pub statement: Statement,
+    /// Where its parts are.
+    pub spans: Spans,
+}
+
+/// Why a statement that begins as one of ours cannot be obeyed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind of error; 42601 fails the whole text, as PostgreSQL's own syntax errors do.
+    pub sqlstate: SqlState,
+    /// The message; never with a literal's text in it.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Where, in characters from the start of the statement.
+    pub at: usize,
+}
+
+impl Refusal {
+    fn unsupported(what: &str, at: usize) -> Refusal {
+        Refusal {
+            sqlstate: SqlState::FEATURE_NOT_SUPPORTED,
+            message: format!("{what} is not supported yet"),
+            detail: None,
+            hint: None,
+            at,
+        }
+    }
+}
+
+/// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
+/// `target`, `state`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spans(Vec<(String, usize)>);
+
+impl Spans {
+    fn add(&mut self, key: impl Into<String>, at: usize) {
+        self.0.push((key.into(), at));
+    }
+
+    /// Returns where a part is, in characters from the start of the statement. For one that was not written, where what holds it
+    /// is: `option.host.value`, then `option.host`, then `options`.
+    pub fn find(&self, key: &str) -> Option<usize> {
+        let exact = |key: &str| self.0.iter().find(|(k, _)| k == key).map(|(_, at)| *at);
+        let mut key = key;
+        loop {
+            if let Some(at) = exact(key) {
+                return Some(at);
+            }
+            match key.rsplit_once('.') {
+                Some((holder, _)) => key = holder,
+                None => break,
+            }
+        }
+        match key {
+            "option" => exact("options").or_else(|| exact("name")),
+            "table" => exact("tables"),
+            "name" => exact("name.1"),
+            "options" => exact("name"),
+            _ => None,
+        }
+    }
+}
+
+/// Reads one statement; `text` is its slice of the query text.
+///
+/// Never fails on what is not ours: that is [`Parsed::Theirs`].
+pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
+    let begins = |words: &[&str]| slice.begins_with(query, words);
+    let ends_with_word = |index: usize| slice.word(index).is_some_and(|word| word.end == slice.range.end);
+    let read: fn(&mut Cursor<'_>) -> Result<Ours, Refusal> = if begins(&["CREATE", "PEER"]) {
+        peer::create
+    } else if begins(&["DROP", "PEER"]) {
+        peer::drop
+    } else if begins(&["CREATE", "MIRROR"]) {
+        mirror::create
+    } else if begins(&["DROP", "MIRROR"]) {
+        mirror::drop
+    } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {
+        mirror::pause_or_resume
+    } else if begins(&["WAIT", "FOR", "MIRROR"]) {
+        mirror::wait
+    } else if begins(&["SHOW", "PEERS"]) && ends_with_word(1) {
+        |_| Ok(Ours { statement: Statement::ShowPeers, spans: Spans::default() })
+    } else if begins(&["SHOW", "MIRRORS"]) && ends_with_word(1) {
+        |_| Ok(Ours { statement: Statement::ShowMirrors, spans: Spans::default() })
+    } else if begins(&["SHOW", "TASKS"]) && ends_with_word(1) {
+        |_| Ok(Ours { statement: Statement::ShowTasks, spans: Spans::default() })
+    } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) {
+        mirror::show
+    } else if begins(&["ALTER", "PEER"]) || begins(&["CREATE", "OR", "REPLACE", "PEER"]) {
+        return Parsed::Withheld;
+    } else {
+        return Parsed::Theirs;
+    };
+    match Cursor::new(text).and_then(|mut cursor| {
+        let ours = read(&mut cursor)?;
+        if !matches!(ours.statement, Statement::ShowPeers | Statement::ShowMirrors | Statement::ShowTasks) {
+            cursor.expect_end()?;
+        }
+        Ok(ours)
+    }) {
+        Ok(ours) => Parsed::Ours(Box::new(ours)),
+        Err(refusal) => Parsed::Refused(refusal),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! `CREATE`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
+
+use super::cursor::Cursor;
+use super::options::with_options;
+use super::peer::names;
+use super::tables::selection;
+use super::{Ours, Refusal, Spans};
+use crate::statement::{CreateMirror, Statement, Until, Value};
+
+/// `CREATE MIRROR [IF NOT EXISTS] name FROM source TO target tables [WITH ( option, … )]`
+pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["CREATE", "MIRROR"])?;
+    let if_not_exists = cursor.eat_condition(&["IF", "NOT", "EXISTS"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    cursor.expect_words(&["FROM"])?;
+    spans.add("source", cursor.position());
+    let source = cursor.ident()?;
+    cursor.expect_words(&["TO"])?;
+    spans.add("target", cursor.position());
+    let target = cursor.ident()?;
+    let selection = selection(cursor, &mut spans)?;
+    let options = with_options(cursor, &mut spans)?;
+    let statement = Statement::CreateMirror(CreateMirror { name, if_not_exists, source, target, selection, options });
+    Ok(Ours { statement, spans })
+}
+
+/// `DROP MIRROR [IF EXISTS] name, … [KEEP TARGET METADATA]`
+pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["DROP", "MIRROR"])?;
+    let if_exists = cursor.eat_condition(&["IF", "EXISTS"])?;
+    let names = names(cursor, &mut spans)?;
+    let keep_target_metadata = cursor.eat_condition(&["KEEP", "TARGET", "METADATA"])?;
+    Ok(Ours { statement: Statement::DropMirror { names, if_exists, keep_target_metadata }, spans })
+}
+
+/// `PAUSE MIRROR [IF EXISTS] name` and `RESUME MIRROR [IF EXISTS] name`
+pub(super) fn pause_or_resume(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    let pause = cursor.eat_word("PAUSE");
+    if !pause {
+        cursor.expect_words(&["RESUME"])?;
+    }
+    cursor.expect_words(&["MIRROR"])?;
+    let if_exists = cursor.eat_condition(&["IF", "EXISTS"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    let statement =
+        if pause { Statement::PauseMirror { name, if_exists } } else { Statement::ResumeMirror { name, if_exists } };
+    Ok(Ours { statement, spans })
+}
+
+/// `WAIT FOR MIRROR name [LSN 'lsn' | STATE state] [TIMEOUT interval]`
+pub(super) fn wait(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["WAIT", "FOR", "MIRROR"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    let until = if cursor.eat_word("LSN") {
+        spans.add("lsn", cursor.position());
+        Until::Lsn(cursor.value()?)
+    } else if cursor.eat_word("STATE") {
+        spans.add("state", cursor.position());
+        Until::State(cursor.value()?)
+    } else {
+        Until::CaughtUp
+    };
+    let timeout = if cursor.eat_word("TIMEOUT") {
+        cursor.eat_word("INTERVAL");
+        spans.add("timeout", cursor.position());
+        Some(match cursor.value()? {
+            // As everywhere in our options, a bare number is seconds.
+            Value::Text(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+                Value::Text(format!("{text} seconds"))
+            }
+            value => value,
+        })
+    } else {
+        None
+    };
+    Ok(Ours { statement: Statement::WaitForMirror { name, until, timeout }, spans })
+}
+
+/// `SHOW MIRROR name`
+pub(super) fn show(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["SHOW", "MIRROR"])?;
+    spans.add("name", cursor.position());
+    Ok(Ours { statement: Statement::ShowMirror { name: cursor.long_ident()? }, spans })
+}

@@ -1,0 +1,37 @@
+//! `WITH ( name = value, … )`, and the second form `name 'value'` that CREATE SERVER has.
+
+use pg::SqlState;
+
+use super::cursor::{Cursor, Punctuation};
+use super::{Refusal, Spans};
+use crate::statement::GivenOption;
+
+/// Reads `WITH ( … )` if it is there.
+pub(super) fn with_options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<GivenOption>, Refusal> {
+    let at = cursor.position();
+    if !cursor.eat_word("WITH") {
+        return Ok(Vec::new());
+    }
+    spans.add("options", at);
+    let mut seen: Vec<String> = Vec::new();
+    cursor.parenthesized(|cursor| {
+        let at = cursor.position();
+        let name = cursor.ident()?;
+        if seen.contains(&name) {
+            return Err(Refusal {
+                sqlstate: SqlState::SYNTAX_ERROR,
+                message: format!("option \"{name}\" provided more than once"),
+                detail: None,
+                hint: None,
+                at,
+            });
+        }
+        seen.push(name.clone());
+        spans.add(format!("option.{name}"), at);
+        if !cursor.eat(&Punctuation::Eq) && !cursor.is_string() {
+            return Err(cursor.unexpected());
+        }
+        spans.add(format!("option.{name}.value"), cursor.position());
+        Ok(GivenOption { name, value: cursor.value()? })
+    })
+}

@@ -1,0 +1,195 @@
+//! Round trips, folding, and what is refused where.
+
+use super::*;
+use crate::split::split;
+use crate::statement::Value;
+
+fn parse_all(text: &str) -> Parsed {
+    let slices = split(text.as_bytes(), true);
+    assert_eq!(slices.len(), 1, "{text}");
+    parse(&slices[0], text.as_bytes(), &text[slices[0].range.clone()])
+}
+
+fn ours(text: &str) -> Ours {
+    match parse_all(text) {
+        Parsed::Ours(ours) => *ours,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn refusal(text: &str) -> (String, String, usize) {
+    match parse_all(text) {
+        Parsed::Refused(r) => (r.sqlstate.to_string(), r.message, r.at),
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_is_printed_parses_to_the_same() {
+    for (text, canonical) in [
+        ("create peer shop from postgres", ""),
+        ("Create Peer If Not Exists Shop From POSTGRES With (Host = 'db1', port 5432)", "error"),
+        (
+            "CREATE PEER Shop FROM Postgres WITH (HOST 'db''1', port = 5432, tls = true, x = -1.5, m = require)",
+            "CREATE PEER shop FROM postgres WITH (host = 'db''1', port = '5432', tls = 'true', x = '-1.5', m = 'require')",
+        ),
+        (
+            r#"create peer "Odd.Name" from postgres with (password = E'a\'b\\', user = $$it's$$, host = $t$$1$t$, database = $2)"#,
+            r#"CREATE PEER "Odd.Name" FROM postgres WITH (password = E'a''b\\', user = 'it''s', host = '$1', database = $2)"#,
+        ),
+        (
+            "create peer a from postgres with (host = 'x'\n 'y', user=U&'\\00e9')",
+            "CREATE PEER a FROM postgres WITH (host = 'xy', user = 'é')",
+        ),
+        ("drop peer if exists a, \"B\" cascade", "DROP PEER IF EXISTS a, \"B\" CASCADE"),
+        ("drop peer a restrict", "DROP PEER a"),
+        (
+            "create mirror m from a to b for all tables except (x, s.y)",
+            "CREATE MIRROR m FROM a TO b FOR ALL TABLES EXCEPT (public.x, s.y)",
+        ),
+        (
+            "create mirror if not exists m from a to b for tables in schema p, q to r except (t) with (mode = copy_only)",
+            "CREATE MIRROR IF NOT EXISTS m FROM a TO b FOR TABLES IN SCHEMA p, q TO r EXCEPT (public.t) WITH (mode = 'copy_only')",
+        ),
+        (
+            "create mirror m from a to b for table t (x, \"Y\") to s.u, v",
+            "CREATE MIRROR m FROM a TO b FOR TABLE public.t (x, \"Y\") TO s.u, public.v",
+        ),
+        (
+            "create mirror m from a to b with table mapping (public.t:public.u)",
+            "CREATE MIRROR m FROM a TO b FOR TABLE public.t TO public.u",
+        ),
+        (
+            "create mirror m from a to b with table mapping ({exclude: [c, d,], to: public.b, from: a}) with (do_initial_copy=true)",
+            "CREATE MIRROR m FROM a TO b WITH TABLE MAPPING ({from: public.a, to: public.b, exclude: [c, d]}) WITH (do_initial_copy = 'true')",
+        ),
+        (
+            "create mirror m from a to b with schema mapping (p:q)",
+            "CREATE MIRROR m FROM a TO b FOR TABLES IN SCHEMA p TO q",
+        ),
+        ("drop mirror if exists m, n keep target metadata", "DROP MIRROR IF EXISTS m, n KEEP TARGET METADATA"),
+        ("pause mirror if exists \"if\"", "PAUSE MIRROR IF EXISTS \"if\""),
+        ("resume /* x */ mirror m -- y", "RESUME MIRROR m"),
+        ("wait for mirror m", "WAIT FOR MIRROR m"),
+        ("wait for mirror m lsn '0/1' timeout '10s'", "WAIT FOR MIRROR m LSN '0/1' TIMEOUT '10s'"),
+        (
+            "wait for mirror m state running timeout interval '1 min'",
+            "WAIT FOR MIRROR m STATE 'running' TIMEOUT '1 min'",
+        ),
+        ("wait for mirror m timeout 10", "WAIT FOR MIRROR m TIMEOUT '10 seconds'"),
+        ("wait for mirror m lsn $1 timeout $2", "WAIT FOR MIRROR m LSN $1 TIMEOUT $2"),
+        ("show peers", "SHOW PEERS"),
+        ("show mirrors", "SHOW MIRRORS"),
+        ("show mirror M", "SHOW MIRROR m"),
+        ("show tasks", "SHOW TASKS"),
+    ] {
+        if canonical == "error" {
+            assert_eq!(refusal(text).0, "42601");
+            continue;
+        }
+        let first = ours(text).statement;
+        let printed = first.to_string();
+        if !canonical.is_empty() {
+            assert_eq!(printed, canonical);
+        }
+        assert_eq!(ours(&printed).statement, first, "{printed}");
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_theirs() {
+    for text in [
+        "select 'create peer x'",
+        "create table peer (a int)",
+        "\"create\" peer x",
+        "create \"peer\" x from postgres",
+        "explain create peer x",
+        "show peer x",
+        "show mirror",
+        "show peers x",
+        "show tasks.x",
+        "execute shop ($$ select 1 $$)",
+        "alter mirror m rename to n",
+        "validate peer x",
+        "create alert a on mirror m",
+        "resync mirror m",
+    ] {
+        assert_eq!(parse_all(text), Parsed::Theirs, "{text}");
+    }
+    assert_eq!(parse_all("alter peer x set (password 'y')"), Parsed::Withheld);
+    assert_eq!(parse_all("create or replace peer x from postgres"), Parsed::Withheld);
+}
+
+#[test]
+fn syntax_errors_are_postgres_own_words_at_the_token() {
+    for (text, message, at) in [
+        ("create peer", "syntax error at end of input", 11),
+        ("create peer shop", "syntax error at end of input", 16),
+        ("create peer shop frm postgres", "syntax error at or near \"frm\"", 17),
+        ("create peer if exists x", "syntax error at or near \"exists\"", 15),
+        ("create peer é from postgres with (host)", "syntax error at or near \")\"", 38),
+        ("create peer a from postgres with ()", "syntax error at or near \")\"", 34),
+        ("create peer a from postgres with (x = )", "syntax error at or near \")\"", 38),
+        ("create peer 'geheim' from postgres", "syntax error at or near \"'…'\"", 12),
+        ("create peer \"\" from postgres", "zero-length delimited identifier at or near \"\"\"\"", 12),
+        ("create peer a from postgres with (a = 1, a = 2)", "option \"a\" provided more than once", 41),
+        ("create peer a from postgres with (password = 'geheim", "unterminated or malformed literal", 45),
+        ("drop peer a b", "syntax error at or near \"b\"", 12),
+        ("drop peer a,", "syntax error at end of input", 12),
+        ("create mirror m from a to b", "syntax error at end of input", 27),
+        ("create mirror m from a to b for tables", "syntax error at end of input", 38),
+        ("create mirror m from a to b with table mapping (a)", "syntax error at or near \")\"", 49),
+        ("create mirror m from a to b with table mapping ({from: a})", "syntax error at or near \"}\"", 56),
+        ("create mirror m from a to b for table t.u.v", "syntax error at or near \".\"", 41),
+        ("pause mirror", "syntax error at end of input", 12),
+        ("wait for mirror m state", "syntax error at end of input", 23),
+        ("show mirror m n", "syntax error at or near \"n\"", 14),
+    ] {
+        assert_eq!(refusal(text), ("42601".to_owned(), message.to_owned(), at), "{text}");
+    }
+}
+
+#[test]
+fn what_the_engine_cannot_do_yet_is_said_where_it_stands() {
+    for (text, at) in [
+        ("create mirror m from a to b for table t where (x > 1)", 40),
+        ("create mirror m from a to b for table t set (x = lower(x))", 40),
+        ("create mirror m from a to b for table t (a) to u (b)", 49),
+        ("create mirror m from a to b for $$select 1$$ with (mode = 'append')", 32),
+        ("create mirror m from a to b with table mapping ({from: a, to: b, key: id})", 65),
+    ] {
+        let (sqlstate, _, position) = refusal(text);
+        assert_eq!((sqlstate.as_str(), position), ("0A000", at), "{text}");
+    }
+}
+
+#[test]
+fn spans_count_characters_and_fall_back_to_what_holds_the_part() {
+    let spans =
+        ours("create peer \"é\" from postgres\n with (host = 'ü', port 1)".replace("port 1", "port '1'").as_str())
+            .spans;
+    assert_eq!(spans.find("name"), Some(12));
+    assert_eq!(spans.find("type"), Some(21));
+    assert_eq!(spans.find("options"), Some(31));
+    assert_eq!(spans.find("option.host.value"), Some(44));
+    assert_eq!(spans.find("option.port"), Some(49));
+    assert_eq!(spans.find("option.user"), Some(31));
+    assert_eq!(ours("drop peer a, b").spans.find("name.2"), Some(13));
+    assert_eq!(ours("drop peer a, b").spans.find("name"), Some(10));
+    assert_eq!(ours("create mirror m from a to b for table t, u").spans.find("table.2"), Some(41));
+    assert_eq!(spans.find("nonsense"), None);
+}
+
+#[test]
+fn long_names_are_cut_at_a_character() {
+    let long = "é".repeat(40);
+    assert_eq!(cursor::truncated(&long).len(), 62);
+    assert_eq!(ours(&format!("drop peer {long}")).spans.find("name"), Some(10));
+}
+
+#[test]
+fn debug_shows_no_value() {
+    let statement = ours("create peer a from postgres with (password = 'geheim')").statement;
+    assert!(!format!("{statement:?}").contains("geheim"));
+    assert!(format!("{:?}", Value::Parameter(3)).contains('3'));
+}

@@ -1,0 +1,342 @@
+//! Our statements as values, and their canonical text.
+//!
+//! `parser` makes them and `rewrite` turns them into catalog calls. Printing one and parsing it again gives the same value. The
+//! text of a CREATE PEER holds its password: it is for tests and for the parser, never for a log.
+
+use std::fmt;
+
+/// One of our statements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// `CREATE PEER`.
+    CreatePeer(CreatePeer),
+    /// `DROP PEER`.
+    DropPeer {
+        /// The peers, at least one.
+        names: Vec<String>,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+        /// Mirrors that use them are dropped too.
+        cascade: bool,
+    },
+    /// `CREATE MIRROR`.
+    CreateMirror(CreateMirror),
+    /// `DROP MIRROR`.
+    DropMirror {
+        /// The mirrors, at least one.
+        names: Vec<String>,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+        /// The progress row on the target stays.
+        keep_target_metadata: bool,
+    },
+    /// `PAUSE MIRROR`.
+    PauseMirror {
+        /// The mirror.
+        name: String,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+    },
+    /// `RESUME MIRROR`.
+    ResumeMirror {
+        /// The mirror.
+        name: String,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+    },
+    /// `WAIT FOR MIRROR`.
+    WaitForMirror {
+        /// The mirror.
+        name: String,
+        /// What is waited for.
+        until: Until,
+        /// How long at the most, as an interval.
+        timeout: Option<Value>,
+    },
+    /// `SHOW PEERS`.
+    ShowPeers,
+    /// `SHOW MIRRORS`.
+    ShowMirrors,
+    /// `SHOW MIRROR`.
+    ShowMirror {
+        /// The mirror.
+        name: String,
+    },
+    /// `SHOW TASKS`.
+    ShowTasks,
+}
+
+/// `CREATE PEER`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatePeer {
+    /// The new peer's name.
+    pub name: String,
+    /// An existing one is a NOTICE.
+    pub if_not_exists: bool,
+    /// The kind of database, as written.
+    pub kind: String,
+    /// Options in the order given, secrets among them.
+    pub options: Vec<GivenOption>,
+}
+
+/// `CREATE MIRROR`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateMirror {
+    /// The new mirror's name.
+    pub name: String,
+    /// An existing one is a NOTICE.
+    pub if_not_exists: bool,
+    /// The peer it reads from.
+    pub source: String,
+    /// The peer it writes to.
+    pub target: String,
+    /// Which tables.
+    pub selection: Selection,
+    /// Options in the order given.
+    pub options: Vec<GivenOption>,
+}
+
+/// What WAIT FOR MIRROR waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// All that the source had committed when the statement came.
+    CaughtUp,
+    /// A position in the source's WAL.
+    Lsn(Value),
+    /// A state of the mirror.
+    State(Value),
+}
+
+/// Which tables a mirror copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of the source's.
+    All {
+        /// But not these.
+        except: Vec<Table>,
+    },
+    /// All of some schemas.
+    Schemas {
+        /// The schemas, at least one.
+        schemas: Vec<SchemaMap>,
+        /// But not these tables.
+        except: Vec<Table>,
+    },
+    /// The tables listed, at least one.
+    Tables(Vec<TableMap>),
+}
+
+/// A schema and where its tables go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaMap {
+    /// The schema on the source.
+    pub from: String,
+    /// The schema on the target.
+    pub to: String,
+}
+
+/// A table and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableMap {
+    /// The table on the source.
+    pub from: Table,
+    /// The table on the target.
+    pub to: Table,
+    /// Only these columns; empty: all.
+    pub columns: Vec<String>,
+    /// All columns but these.
+    pub exclude: Vec<String>,
+}
+
+/// A table's name; `schema` is `public` when none was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The schema.
+    pub schema: String,
+    /// The table.
+    pub name: String,
+}
+
+/// An option of `WITH ( … )`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenOption {
+    /// The option's name, folded.
+    pub name: String,
+    /// Its value.
+    pub value: Value,
+}
+
+/// A value: literal text, whatever form it was written in, or a parameter.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A string, number or word.
+    Text(String),
+    /// `$n`.
+    Parameter(u16),
+}
+
+/// Shows no text: it may be a password.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(_) => f.write_str("Text(…)"),
+            Value::Parameter(n) => write!(f, "Parameter({n})"),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(text) => f.write_str(pg::name::quote_literal(text).trim_start()),
+            Value::Parameter(n) => write!(f, "${n}"),
+        }
+    }
+}
+
+/// Words of our grammar that a name must be quoted to be.
+const GRAMMAR_WORDS: &[&str] = &[
+    "all", "cascade", "except", "exists", "for", "from", "if", "in", "keep", "lsn", "mapping", "not", "restrict",
+    "schema", "set", "state", "table", "tables", "timeout", "to", "where", "with",
+];
+
+/// Prints a name as it must be written.
+struct Ident<'a>(&'a str);
+
+impl fmt::Display for Ident<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = self.0.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+            && self.0.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && !GRAMMAR_WORDS.contains(&self.0);
+        if plain { f.write_str(self.0) } else { f.write_str(&pg::name::quote_ident(self.0)) }
+    }
+}
+
+fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn idents(names: &[String]) -> String {
+    list(names.iter().map(|n| Ident(n)))
+}
+
+fn when(condition: bool, text: &'static str) -> &'static str {
+    if condition { text } else { "" }
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Statement::CreatePeer(CreatePeer { name, if_not_exists, kind, options }) => {
+                let exists = when(*if_not_exists, "IF NOT EXISTS ");
+                write!(f, "CREATE PEER {exists}{} FROM {}{}", Ident(name), Ident(kind), With(options))
+            }
+            Statement::DropPeer { names, if_exists, cascade } => {
+                let exists = when(*if_exists, "IF EXISTS ");
+                write!(f, "DROP PEER {exists}{}{}", idents(names), when(*cascade, " CASCADE"))
+            }
+            Statement::CreateMirror(CreateMirror { name, if_not_exists, source, target, selection, options }) => {
+                let exists = when(*if_not_exists, "IF NOT EXISTS ");
+                write!(f, "CREATE MIRROR {exists}{} FROM {} TO {} ", Ident(name), Ident(source), Ident(target))?;
+                write!(f, "{selection}{}", With(options))
+            }
+            Statement::DropMirror { names, if_exists, keep_target_metadata } => {
+                let exists = when(*if_exists, "IF EXISTS ");
+                write!(
+                    f,
+                    "DROP MIRROR {exists}{}{}",
+                    idents(names),
+                    when(*keep_target_metadata, " KEEP TARGET METADATA")
+                )
+            }
+            Statement::PauseMirror { name, if_exists } => {
+                write!(f, "PAUSE MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))
+            }
+            Statement::ResumeMirror { name, if_exists } => {
+                write!(f, "RESUME MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))
+            }
+            Statement::WaitForMirror { name, until, timeout } => {
+                write!(f, "WAIT FOR MIRROR {}", Ident(name))?;
+                match until {
+                    Until::CaughtUp => {}
+                    Until::Lsn(lsn) => write!(f, " LSN {lsn}")?,
+                    Until::State(state) => write!(f, " STATE {state}")?,
+                }
+                timeout.as_ref().map_or(Ok(()), |t| write!(f, " TIMEOUT {t}"))
+            }
+            Statement::ShowPeers => f.write_str("SHOW PEERS"),
+            Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
+            Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),
+            Statement::ShowTasks => f.write_str("SHOW TASKS"),
+        }
+    }
+}
+
+/// Prints ` WITH ( … )`, or nothing when there are no options.
+struct With<'a>(&'a [GivenOption]);
+
+impl fmt::Display for With<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(f, " WITH ({})", list(self.0.iter().map(|o| format!("{} = {}", Ident(&o.name), o.value))))
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let except = match self {
+            Selection::All { except } => {
+                f.write_str("FOR ALL TABLES")?;
+                except
+            }
+            Selection::Schemas { schemas, except } => {
+                write!(f, "FOR TABLES IN SCHEMA {}", list(schemas))?;
+                except
+            }
+            // Only a mapping can say exclude.
+            Selection::Tables(maps) if maps.iter().any(|m| !m.exclude.is_empty()) => {
+                return write!(f, "WITH TABLE MAPPING ({})", list(maps.iter().map(Mapping)));
+            }
+            Selection::Tables(maps) => return write!(f, "FOR TABLE {}", list(maps)),
+        };
+        if except.is_empty() { Ok(()) } else { write!(f, " EXCEPT ({})", list(except)) }
+    }
+}
+
+impl fmt::Display for SchemaMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Ident(&self.from))?;
+        if self.to == self.from { Ok(()) } else { write!(f, " TO {}", Ident(&self.to)) }
+    }
+}
+
+impl fmt::Display for TableMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.from)?;
+        if !self.columns.is_empty() {
+            write!(f, " ({})", idents(&self.columns))?;
+        }
+        if self.to == self.from { Ok(()) } else { write!(f, " TO {}", self.to) }
+    }
+}
+
+/// Prints a table as PeerDB's mapping.
+struct Mapping<'a>(&'a TableMap);
+
+impl fmt::Display for Mapping<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{from: {}, to: {}", self.0.from, self.0.to)?;
+        if !self.0.exclude.is_empty() {
+            write!(f, ", exclude: [{}]", idents(&self.0.exclude))?;
+        }
+        f.write_str("}")
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", Ident(&self.schema), Ident(&self.name))
+    }
+}
