@@ -1,0 +1,196 @@
+//! TLS towards a peer: what each `sslmode` verifies.
+//!
+//! Source: PostgreSQL docs, libpq-ssl, "SSL Mode Descriptions".
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::peer::PeerOptions;
+
+/// Makes TLS connections as a peer's options say.
+#[derive(Clone)]
+pub struct PeerTls {
+    inner: MakeRustlsConnect,
+    name: Option<String>,
+}
+
+impl<S> MakeTlsConnect<S> for PeerTls
+where
+    MakeRustlsConnect: MakeTlsConnect<S>,
+{
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<S>>::Error;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Self::TlsConnect, Self::Error> {
+        self.inner.make_tls_connect(self.name.as_deref().unwrap_or(host))
+    }
+}
+
+/// How much of the server's certificate is verified.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verify {
+    Nothing,
+    Authority,
+    AuthorityAndName,
+}
+
+impl PeerTls {
+    /// Reads certificates and keys and makes the configuration.
+    ///
+    /// # Errors
+    /// [`io::Error`] naming the option whose file cannot be read or does not hold what it should.
+    pub fn new(options: &PeerOptions) -> io::Result<PeerTls> {
+        let has_authority = options.get("sslrootcert").is_some() || options.get("root_ca").is_some();
+        let verify = match options.get("sslmode") {
+            _ if options.flag("skip_cert_verification") => Verify::Nothing,
+            Some("verify-full") => Verify::AuthorityAndName,
+            Some("verify-ca") => Verify::Authority,
+            // As libpq: an authority that is given is not ignored.
+            Some("require") if has_authority => Verify::Authority,
+            _ if options.flag("require_tls") && has_authority => Verify::AuthorityAndName,
+            _ => Verify::Nothing,
+        };
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?;
+        let builder = if verify == Verify::Nothing {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        } else {
+            let roots = Arc::new(authorities(options)?);
+            let chain =
+                WebPkiServerVerifier::builder_with_provider(roots, provider).build().map_err(io::Error::other)?;
+            let any_name = verify == Verify::Authority;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Chain { inner: chain, any_name }))
+        };
+        let config = match (options.get("sslcert"), options.get("sslkey")) {
+            (Some(certificate), Some(key)) => {
+                let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+                let chain = chain.map_err(|e| unusable("sslcert", e))?;
+                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unusable("sslkey", e))?;
+                builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?
+            }
+            (None, None) => builder.with_no_client_auth(),
+            _ => return Err(io::Error::other("options \"sslcert\" and \"sslkey\" belong together")),
+        };
+        Ok(PeerTls { inner: MakeRustlsConnect::new(config), name: options.get("tls_host").map(str::to_owned) })
+    }
+}
+
+fn unusable(option: &str, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("option \"{option}\" cannot be used: {error}"))
+}
+
+fn authorities(options: &PeerOptions) -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let certificates: Vec<CertificateDer<'static>> = match (options.get("root_ca"), options.get("sslrootcert")) {
+        (Some(pem), _) => CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|e| unusable("root_ca", e))?,
+        (None, Some("system")) | (None, None) => rustls_native_certs::load_native_certs().certs,
+        (None, Some(file)) => CertificateDer::pem_file_iter(file)
+            .and_then(Iterator::collect::<Result<_, _>>)
+            .map_err(|e| unusable("sslrootcert", e))?,
+    };
+    for certificate in certificates {
+        roots.add(certificate).map_err(|e| unusable("sslrootcert", e))?;
+    }
+    if roots.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(roots) }
+}
+
+/// Accepts every certificate, for the modes that only encrypt. The server must still prove that it has the key.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Verifies the chain to a trusted authority and, unless `any_name`, the name.
+#[derive(Debug)]
+struct Chain {
+    inner: Arc<WebPkiServerVerifier>,
+    any_name: bool,
+}
+
+impl ServerCertVerifier for Chain {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The chain is verified before the name, so a wrong name means that the chain is right.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.any_name => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
