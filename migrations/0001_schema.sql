@@ -50,6 +50,14 @@ begin
 end $$;
 comment on function peergate.finish is 'Tells the gateway the command tag of the statement that it rewrote into this call.';
 
+-- An identifier in a rewritten statement is a string, which Postgres would not cut.
+create function peergate.truncate_identifier(given text) returns text language plpgsql as $$
+begin
+    raise notice using errcode = '42622', message = format('identifier "%s" will be truncated to "%s"', given, given::name);
+    return given::name::text;
+end $$;
+comment on function peergate.truncate_identifier is 'Cuts a name that is too long for an identifier, and says so as Postgres does.';
+
 create function peergate.edit_distance(a text, b text) returns integer language plpgsql immutable strict as $$
 declare
     previous integer[] := (select array_agg(i order by i) from generate_series(0, length(b)) i);

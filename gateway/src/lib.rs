@@ -3,6 +3,8 @@
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
 
+pub mod encoding;
 pub mod parser;
+pub mod rewrite;
 pub mod split;
 pub mod statement;

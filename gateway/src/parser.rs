@@ -15,6 +15,7 @@ use pg::SqlState;
 use crate::split::Slice;
 use crate::statement::Statement;
 use cursor::Cursor;
+pub(crate) use cursor::{NAME_BYTES_MAX, truncated};
 
 /// What a statement of a query text is to us.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +75,11 @@ pub struct Spans(Vec<(String, usize)>);
 impl Spans {
     fn add(&mut self, key: impl Into<String>, at: usize) {
         self.0.push((key.into(), at));
+    }
+
+    /// The only part is where a refusal stands.
+    pub(crate) fn refusal(at: usize) -> Spans {
+        Spans(vec![("refusal".to_owned(), at)])
     }
 
     /// Returns where a part is, in characters from the start of the statement. For one that was not written, where what holds it

@@ -1,0 +1,558 @@
+//! Puts calls of catalog procedures in the place of our statements, inside the client's own text. Pure.
+//!
+//! What must fails fails in Postgres, so that the client's transaction ends up in the right state: a syntax error of ours is
+//! forwarded as its first words only, which Postgres refuses itself (and does not log a password); any other refusal becomes a
+//! call that raises it. `patch` puts the messages and positions right on the way back.
+
+use std::ops::Range;
+
+use pg::SqlState;
+use pg::name::quote_literal;
+use serde_json::{Value as Json, json};
+
+use crate::encoding::Encoding;
+use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, parse, truncated};
+use crate::split::{may_be_ours, split};
+use crate::statement::{CreateMirror, CreatePeer, GivenOption, Selection, Statement, Table, Until, Value};
+
+/// What was found out about a CREATE PEER before it is forwarded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// The options without the secrets.
+    pub options: Json,
+    /// The sealed secrets.
+    pub secrets: Json,
+    /// What came of connecting: null when not tried, `{}` when well, else the error.
+    pub validation: Json,
+}
+
+/// A statement of the client's text that will be replaced.
+struct Piece {
+    /// Which statement of the text it is, from 0.
+    ordinal: usize,
+    /// Where it is, in bytes.
+    range: Range<usize>,
+    /// What it begins with, for a stub: its words up to the noun.
+    stub: Range<usize>,
+    parsed: Parsed,
+}
+
+/// A text in which some statements are ours.
+pub struct Plan<'a> {
+    text: &'a [u8],
+    encoding: Encoding,
+    pieces: Vec<Piece>,
+    statement_count: usize,
+}
+
+/// Looks for our statements in a text; `None` when there are none.
+///
+/// `conforming` is the session's `standard_conforming_strings`.
+pub fn plan(text: &[u8], encoding: Encoding, conforming: bool) -> Option<Plan<'_>> {
+    if !may_be_ours(text) || !encoding.can_split(text) {
+        return None;
+    }
+    let slices = split(text, conforming);
+    let mut pieces = Vec::new();
+    for (ordinal, slice) in slices.iter().enumerate() {
+        let bytes = &text[slice.range.clone()];
+        // For words only: characters that cannot be read cannot be in them.
+        let lossy = encoding.decode(bytes).unwrap_or_else(|| String::from_utf8_lossy(bytes));
+        let readable = encoding.decode(bytes).is_some();
+        let mut parsed = parse(slice, text, &lossy);
+        if parsed == Parsed::Theirs {
+            continue;
+        }
+        if !readable {
+            parsed = unreadable(
+                "this statement can hold characters beyond ASCII only when client_encoding is UTF8 or LATIN1",
+            );
+        } else if !conforming && bytes.contains(&b'\\') {
+            parsed = unreadable("backslashes are not supported here while standard_conforming_strings is off");
+        }
+        let noun = (0..5)
+            .filter_map(|n| slice.word(n))
+            .find(|w| ["PEER", "MIRROR"].iter().any(|noun| text[w.clone()].eq_ignore_ascii_case(noun.as_bytes())));
+        let end = noun.map_or(slice.range.end, |w| w.end);
+        pieces.push(Piece { ordinal, range: slice.range.clone(), stub: slice.range.start..end, parsed });
+    }
+    (!pieces.is_empty()).then_some(Plan { text, encoding, pieces, statement_count: slices.len() })
+}
+
+fn unreadable(message: &str) -> Parsed {
+    Parsed::Refused(Refusal {
+        sqlstate: SqlState::FEATURE_NOT_SUPPORTED,
+        message: message.to_owned(),
+        detail: None,
+        hint: None,
+        at: 0,
+    })
+}
+
+/// One replaced statement of a rewritten text. All positions are characters from the start of the text, from 0.
+#[derive(Debug)]
+pub struct Placed {
+    /// Which statement of the text it is, from 0.
+    pub ordinal: usize,
+    /// Where it is in the client's text.
+    pub original: Range<usize>,
+    /// Where its replacement is in the rewritten text.
+    pub replacement: Range<usize>,
+    /// Where its parts are, from its start.
+    pub spans: Spans,
+    /// What to say in place of Postgres' own complaint about a stub.
+    pub refusal: Option<Refusal>,
+    /// Places in the replacement that stand for places in the original, both from their starts, in order.
+    anchors: Vec<(usize, usize)>,
+}
+
+/// A rewritten text, and what is needed to translate what comes back.
+#[derive(Debug)]
+pub struct Rewritten {
+    /// The text to send.
+    pub text: Vec<u8>,
+    /// The replaced statements, in order.
+    pub placed: Vec<Placed>,
+    /// Mirrors that are waited for.
+    pub waits_for: Vec<String>,
+}
+
+/// Where a position in a rewritten text is in the client's.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a statement that was not replaced.
+    Outside(usize),
+    /// In the replaced statement with that index, best shown at the given position.
+    Inside(usize, usize),
+}
+
+impl Rewritten {
+    /// Translates a position (characters, from 0) in the rewritten text into one in the client's.
+    pub fn place(&self, position: usize) -> Place {
+        let mut shift = 0isize;
+        for (index, placed) in self.placed.iter().enumerate() {
+            if position < placed.replacement.start {
+                break;
+            }
+            // The end counts as inside: that is where a stub ends too early.
+            if position <= placed.replacement.end {
+                let within = position - placed.replacement.start;
+                let anchor = placed.anchors.iter().rev().find(|(new, _)| *new <= within);
+                return Place::Inside(index, placed.original.start + anchor.map_or(0, |(_, original)| *original));
+            }
+            shift = placed.original.end as isize - placed.replacement.end as isize;
+        }
+        Place::Outside(position.saturating_add_signed(shift))
+    }
+
+    /// Returns the replaced statement that is the `ordinal`th of the text.
+    pub fn at_ordinal(&self, ordinal: usize) -> Option<&Placed> {
+        self.placed.iter().find(|p| p.ordinal == ordinal)
+    }
+}
+
+/// A CREATE PEER that was prepared: what its Bind must be given.
+#[derive(Debug)]
+pub struct PreparedPeer {
+    /// The statement. Its values never leave the gateway as they are.
+    pub statement: CreatePeer,
+    /// Number of the parameter that carries the findings; the client does not know of it.
+    pub hidden: u16,
+}
+
+impl Plan<'_> {
+    /// Returns the CREATE PEERs whose findings [`Plan::render`] needs, in order.
+    pub fn peers(&self) -> impl Iterator<Item = &CreatePeer> {
+        self.pieces.iter().filter_map(|piece| match &piece.parsed {
+            Parsed::Ours(ours) => match &ours.statement {
+                Statement::CreatePeer(peer) => Some(peer),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Returns whether the text is certain to fail before anything of it runs, so that nothing need be found out.
+    pub fn fails_to_parse(&self) -> bool {
+        self.pieces.iter().any(|piece| match &piece.parsed {
+            Parsed::Refused(refusal) => refusal.sqlstate == SqlState::SYNTAX_ERROR,
+            Parsed::Withheld => true,
+            _ => false,
+        })
+    }
+
+    /// Writes the text of a Query. There must be a finding for each of [`Plan::peers`]; a refusal in its place is raised.
+    pub fn render(self, nonce: &str, findings: Vec<Result<Findings, Refusal>>) -> Rewritten {
+        let mut findings = findings.into_iter();
+        self.write(|ours, sql| match &ours.statement {
+            Statement::CreatePeer(peer) => match findings.next() {
+                Some(Ok(found)) => create_peer(sql, peer, &found, nonce),
+                Some(Err(refusal)) => raise(sql, &refusal),
+                // The whole text fails to parse; only no value may be in it.
+                None => sql.push("CALL peergate.create_peer()"),
+            },
+            _ => call(sql, ours, nonce),
+        })
+    }
+
+    /// Writes the text of a Parse whose parameter types are `types` long.
+    pub fn render_prepared(self, nonce: &str, types: usize) -> (Rewritten, Option<PreparedPeer>) {
+        // Postgres refuses several statements in one Parse before it looks at what they mean.
+        let several = self.statement_count > 1;
+        let mut prepared = None;
+        let rewritten = self.write(|ours, sql| match &ours.statement {
+            _ if several => sql.push("CALL peergate.finish()"),
+            Statement::CreatePeer(peer) => {
+                let hidden = prepare_peer(sql, peer, nonce, types);
+                prepared = Some(PreparedPeer { statement: peer.clone(), hidden });
+            }
+            _ => call(sql, ours, nonce),
+        });
+        (rewritten, prepared)
+    }
+
+    fn write(self, mut replace: impl FnMut(&Ours, &mut Sql)) -> Rewritten {
+        let Plan { text, encoding, pieces, .. } = self;
+        let mut out =
+            Rewritten { text: Vec::with_capacity(text.len() + 256), placed: Vec::new(), waits_for: Vec::new() };
+        let (mut copied, mut original, mut new) = (0, 0, 0);
+        for piece in pieces {
+            let before = encoding.characters(&text[copied..piece.range.start]);
+            out.text.extend_from_slice(&text[copied..piece.range.start]);
+            (original, new, copied) = (original + before, new + before, piece.range.end);
+            let mut sql = Sql::default();
+            let mut stub = |sql: &mut Sql| sql.push(&String::from_utf8_lossy(&text[piece.stub.clone()]));
+            let (spans, refusal, is_stub) = match piece.parsed {
+                Parsed::Ours(ours) => {
+                    replace(&ours, &mut sql);
+                    if let Statement::WaitForMirror { name, .. } = &ours.statement {
+                        out.waits_for.push(truncated(name).to_owned());
+                    }
+                    (ours.spans, None, false)
+                }
+                Parsed::Refused(refusal) if refusal.sqlstate == SqlState::SYNTAX_ERROR => {
+                    stub(&mut sql);
+                    (Spans::default(), Some(refusal), true)
+                }
+                Parsed::Refused(refusal) => {
+                    raise(&mut sql, &refusal);
+                    (Spans::refusal(refusal.at), None, false)
+                }
+                Parsed::Withheld | Parsed::Theirs => {
+                    stub(&mut sql);
+                    (Spans::default(), None, true)
+                }
+            };
+            let anchors = if is_stub {
+                identity_anchors(&sql.text)
+            } else {
+                sql.anchors.iter().filter_map(|(at, key)| Some((*at, spans.find(key)?))).collect()
+            };
+            let replacement = encoding.encode(&sql.text);
+            let length = encoding.characters(&text[piece.range.clone()]);
+            let new_length = encoding.characters(&replacement);
+            out.text.extend_from_slice(&replacement);
+            out.placed.push(Placed {
+                ordinal: piece.ordinal,
+                original: original..original + length,
+                replacement: new..new + new_length,
+                spans,
+                refusal,
+                anchors,
+            });
+            (original, new) = (original + length, new + new_length);
+        }
+        out.text.extend_from_slice(&text[copied..]);
+        out
+    }
+}
+
+/// A stub keeps its words where they were, comments between them too.
+fn identity_anchors(text: &str) -> Vec<(usize, usize)> {
+    (0..text.chars().count()).map(|n| (n, n)).collect()
+}
+
+/// The replacement of one statement, with the places that stand for parts of the original.
+#[derive(Default)]
+struct Sql {
+    text: String,
+    anchors: Vec<(usize, String)>,
+}
+
+impl Sql {
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// From here on, the text stands for the part of the statement with that key.
+    fn anchor(&mut self, key: impl Into<String>) {
+        self.anchors.push((self.text.chars().count(), key.into()));
+    }
+
+    fn literal(&mut self, text: &str) {
+        self.push(quote_literal(text).trim_start());
+    }
+
+    /// A name; one that is too long is cut by the server, which says so as it does of any identifier.
+    fn name(&mut self, name: &str) {
+        if name.len() <= NAME_BYTES_MAX {
+            return self.literal(name);
+        }
+        self.push("peergate.truncate_identifier(");
+        self.literal(name);
+        self.push(")");
+    }
+
+    fn json(&mut self, value: &Json) {
+        // All ASCII: the text must be right in any client encoding.
+        let mut ascii = String::new();
+        for c in value.to_string().chars() {
+            if c.is_ascii() {
+                ascii.push(c);
+            } else {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    ascii.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+        self.literal(&ascii);
+        self.push("::pg_catalog.jsonb");
+    }
+
+    fn flag(&mut self, name: &str, value: bool) {
+        if value {
+            self.push(&format!(", {name} => true"));
+        }
+    }
+
+    /// A value as an expression of type text.
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Text(text) => self.literal(text),
+            Value::Parameter(n) => self.push(&format!("${n}::pg_catalog.text")),
+        }
+    }
+
+    fn finish(&mut self, nonce: &str) {
+        self.push(", nonce => ");
+        self.literal(nonce);
+        self.push(")");
+    }
+}
+
+fn create_peer(sql: &mut Sql, peer: &CreatePeer, found: &Findings, nonce: &str) {
+    sql.push("CALL peergate.create_peer(");
+    sql.name(&peer.name);
+    sql.push(", ");
+    sql.literal(&peer.kind);
+    sql.push(", ");
+    sql.json(&found.options);
+    if found.secrets.as_object().is_some_and(|s| !s.is_empty()) {
+        sql.push(", secrets => ");
+        sql.json(&found.secrets);
+    }
+    sql.flag("if_not_exists", peer.if_not_exists);
+    if !found.validation.is_null() {
+        sql.push(", validation => ");
+        sql.json(&found.validation);
+    }
+    // A simple query has no parameters: where the statement names one, Postgres says so there.
+    reference(sql, &peer.options, nonce);
+}
+
+/// Ends a call with its nonce, in an expression that names every parameter of the options, so that Postgres can type them.
+fn reference(sql: &mut Sql, options: &[GivenOption], nonce: &str) {
+    let given = options.iter().filter(|o| matches!(o.value, Value::Parameter(_)));
+    let mut first = true;
+    for option in given {
+        sql.push(if first { ", nonce => CASE WHEN true THEN " } else { ", " });
+        if first {
+            sql.literal(nonce);
+            sql.push(" ELSE pg_catalog.concat(");
+        }
+        first = false;
+        sql.anchor(format!("option.{}.value", option.name));
+        sql.value(&option.value);
+    }
+    if first {
+        return sql.finish(nonce);
+    }
+    sql.push(") END)");
+}
+
+/// Writes a CREATE PEER whose values come with Bind, and returns the number of the parameter that brings them.
+fn prepare_peer(sql: &mut Sql, peer: &CreatePeer, nonce: &str, types: usize) -> u16 {
+    let named = peer.options.iter().filter_map(|o| match o.value {
+        Value::Parameter(n) => Some(n),
+        Value::Text(_) => None,
+    });
+    let hidden = named.max().unwrap_or(0).max(u16::try_from(types).unwrap_or(u16::MAX)).saturating_add(1);
+    let part = |key: &str| format!("(${hidden}::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.->) '{key}')");
+    sql.push("CALL peergate.create_peer(");
+    sql.name(&peer.name);
+    sql.push(", ");
+    sql.literal(&peer.kind);
+    sql.push(&format!(", {}, secrets => {}, validation => {}", part("options"), part("secrets"), part("validation")));
+    sql.flag("if_not_exists", peer.if_not_exists);
+    reference(sql, &peer.options, nonce);
+    hidden
+}
+
+/// Writes any of our statements but CREATE PEER.
+fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
+    match &ours.statement {
+        Statement::CreatePeer(_) => sql.push("CALL peergate.create_peer()"),
+        Statement::DropPeer { names, if_exists, cascade } => {
+            sql.push("CALL peergate.drop_peer(");
+            array(sql, names);
+            sql.flag("if_exists", *if_exists);
+            sql.flag("cascade", *cascade);
+            sql.finish(nonce);
+        }
+        Statement::CreateMirror(mirror) => create_mirror(sql, mirror, nonce),
+        Statement::DropMirror { names, if_exists, keep_target_metadata } => {
+            sql.push("CALL peergate.drop_mirror(");
+            array(sql, names);
+            sql.flag("if_exists", *if_exists);
+            sql.flag("keep_target_metadata", *keep_target_metadata);
+            sql.finish(nonce);
+        }
+        Statement::PauseMirror { name, if_exists } | Statement::ResumeMirror { name, if_exists } => {
+            let pause = matches!(ours.statement, Statement::PauseMirror { .. });
+            sql.push(if pause { "CALL peergate.pause_mirror(" } else { "CALL peergate.resume_mirror(" });
+            sql.name(name);
+            sql.flag("if_exists", *if_exists);
+            sql.finish(nonce);
+        }
+        Statement::WaitForMirror { name, until, timeout } => {
+            sql.push("CALL peergate.wait_for_mirror(");
+            sql.name(name);
+            match until {
+                Until::CaughtUp => {}
+                Until::Lsn(lsn) => cast(sql, "up_to", "lsn", lsn, "pg_lsn"),
+                Until::State(state) => cast(sql, "up_to_state", "state", state, "text"),
+            }
+            if let Some(timeout) = timeout {
+                cast(sql, "timeout", "timeout", timeout, "interval");
+            }
+            sql.finish(nonce);
+        }
+        Statement::ShowPeers => sql.push("SELECT * FROM peergate.show_peers"),
+        Statement::ShowMirrors => sql.push("SELECT * FROM peergate.show_mirrors"),
+        Statement::ShowTasks => sql.push("SELECT * FROM peergate.show_tasks"),
+        Statement::ShowMirror { name } => {
+            sql.push("SELECT * FROM peergate.show_mirror(");
+            sql.name(name);
+            sql.push(")");
+        }
+    }
+}
+
+fn array(sql: &mut Sql, names: &[String]) {
+    sql.push("ARRAY[");
+    for (n, name) in names.iter().enumerate() {
+        sql.push(if n > 0 { ", " } else { "" });
+        sql.name(name);
+    }
+    sql.push("]::pg_catalog.text[]");
+}
+
+/// Writes `, argument => (value)::type`; the literal and the cast stand for the part with that key.
+fn cast(sql: &mut Sql, argument: &str, key: &str, value: &Value, type_name: &str) {
+    sql.push(&format!(", {argument} => "));
+    sql.anchor(key);
+    sql.value(value);
+    sql.push(&format!("::pg_catalog.{type_name}"));
+}
+
+fn create_mirror(sql: &mut Sql, mirror: &CreateMirror, nonce: &str) {
+    sql.push("CALL peergate.create_mirror(");
+    sql.name(&mirror.name);
+    sql.push(", ");
+    sql.literal(&mirror.source);
+    sql.push(", ");
+    sql.literal(&mirror.target);
+    sql.push(", ");
+    sql.json(&selection(&mirror.selection));
+    options(sql, &mirror.options);
+    sql.flag("if_not_exists", mirror.if_not_exists);
+    sql.finish(nonce);
+}
+
+/// Writes `, options => …`, as a constant when no parameter is among them.
+fn options(sql: &mut Sql, options: &[GivenOption]) {
+    if options.is_empty() {
+        return;
+    }
+    sql.push(", options => ");
+    let constant: Option<serde_json::Map<String, Json>> = options
+        .iter()
+        .map(|option| match &option.value {
+            Value::Text(text) => Some((option.name.clone(), Json::String(text.clone()))),
+            Value::Parameter(_) => None,
+        })
+        .collect();
+    if let Some(constant) = constant {
+        return sql.json(&Json::Object(constant));
+    }
+    sql.push("pg_catalog.jsonb_build_object(");
+    for (n, option) in options.iter().enumerate() {
+        sql.push(if n > 0 { ", " } else { "" });
+        sql.literal(&option.name);
+        sql.push(", ");
+        sql.anchor(format!("option.{}.value", option.name));
+        sql.value(&option.value);
+        if matches!(option.value, Value::Text(_)) {
+            sql.push("::pg_catalog.text");
+        }
+    }
+    sql.push(")");
+}
+
+fn selection(selection: &Selection) -> Json {
+    let table = |t: &Table| json!({"schema": t.schema, "name": t.name});
+    let mut document = match selection {
+        Selection::All { .. } => json!({"all": true}),
+        Selection::Schemas { schemas, .. } => {
+            json!({"schemas": schemas.iter().map(|s| json!({"from": s.from, "to": s.to})).collect::<Vec<_>>()})
+        }
+        Selection::Tables(maps) => {
+            let tables = maps.iter().map(|map| {
+                let mut item = json!({"from": table(&map.from), "to": table(&map.to)});
+                if !map.columns.is_empty() {
+                    item["columns"] = json!(map.columns);
+                }
+                if !map.exclude.is_empty() {
+                    item["exclude"] = json!(map.exclude);
+                }
+                item
+            });
+            json!({"tables": tables.collect::<Vec<_>>()})
+        }
+    };
+    if let Selection::All { except } | Selection::Schemas { except, .. } = selection
+        && !except.is_empty()
+    {
+        document["except"] = except.iter().map(table).collect();
+    }
+    document
+}
+
+/// Writes a call that raises the refusal, at the part that [`Spans::refusal`] names.
+fn raise(sql: &mut Sql, refusal: &Refusal) {
+    sql.push("CALL peergate.raise_error(");
+    sql.literal(refusal.sqlstate.as_str());
+    sql.push(", ");
+    sql.literal(&refusal.message);
+    for (name, text) in [("detail", &refusal.detail), ("hint", &refusal.hint)] {
+        if let Some(text) = text {
+            sql.push(&format!(", {name} => "));
+            sql.literal(text);
+        }
+    }
+    sql.push(", at => 'refusal')");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! What the statements become, and where positions lead.
+
+use super::*;
+
+const NONCE: &str = "n0";
+
+fn rewritten(text: &str) -> Rewritten {
+    let plan = plan(text.as_bytes(), Encoding::Utf8, true).unwrap_or_else(|| panic!("{text}"));
+    let found =
+        Findings { options: json!({"host": "é\\"}), secrets: json!({"password": "v1.x"}), validation: json!({}) };
+    let findings = plan.peers().map(|_| Ok(found.clone())).collect();
+    plan.render(NONCE, findings)
+}
+
+fn text(text: &str) -> String {
+    String::from_utf8(rewritten(text).text).unwrap()
+}
+
+#[test]
+fn each_statement_becomes_its_call() {
+    for (statement, expected) in [
+        (
+            "create peer if not exists shop from POSTGRES with (password = 'geheim')",
+            r#"CALL peergate.create_peer('shop', 'postgres', E'{"host":"\\u00e9\\\\"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, if_not_exists => true, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "drop peer a, \"b'c\" cascade",
+            "CALL peergate.drop_peer(ARRAY['a', 'b''c']::pg_catalog.text[], cascade => true, nonce => 'n0')",
+        ),
+        (
+            "create mirror m from a to b for table t (x) to s.u with (mode = copy_only)",
+            r#"CALL peergate.create_mirror('m', 'a', 'b', '{"tables":[{"columns":["x"],"from":{"name":"t","schema":"public"},"to":{"name":"u","schema":"s"}}]}'::pg_catalog.jsonb, options => '{"mode":"copy_only"}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "create mirror if not exists m from a to b for tables in schema p to q except (p.x)",
+            r#"CALL peergate.create_mirror('m', 'a', 'b', '{"except":[{"name":"x","schema":"p"}],"schemas":[{"from":"p","to":"q"}]}'::pg_catalog.jsonb, if_not_exists => true, nonce => 'n0')"#,
+        ),
+        (
+            "drop mirror if exists m keep target metadata",
+            "CALL peergate.drop_mirror(ARRAY['m']::pg_catalog.text[], if_exists => true, keep_target_metadata => true, nonce => 'n0')",
+        ),
+        ("pause mirror m", "CALL peergate.pause_mirror('m', nonce => 'n0')"),
+        ("resume mirror if exists m", "CALL peergate.resume_mirror('m', if_exists => true, nonce => 'n0')"),
+        (
+            "wait for mirror m lsn '0/1' timeout 5",
+            "CALL peergate.wait_for_mirror('m', up_to => '0/1'::pg_catalog.pg_lsn, timeout => '5 seconds'::pg_catalog.interval, nonce => 'n0')",
+        ),
+        (
+            "wait for mirror m state running",
+            "CALL peergate.wait_for_mirror('m', up_to_state => 'running'::pg_catalog.text, nonce => 'n0')",
+        ),
+        ("show peers", "SELECT * FROM peergate.show_peers"),
+        ("show mirror \"M\"", "SELECT * FROM peergate.show_mirror('M')"),
+    ] {
+        assert_eq!(text(statement), expected, "{statement}");
+    }
+}
+
+#[test]
+fn everything_around_stays_as_it_is() {
+    assert_eq!(
+        text("select 'é' ; /* x */ show peers -- y\n; select 'show peers'"),
+        "select 'é' ; /* x */ SELECT * FROM peergate.show_peers -- y\n; select 'show peers'"
+    );
+    for text in [
+        "select 1",
+        "select 'create peer x from postgres'",
+        "create table peers (peer int); alter mirror x set (a = 1)",
+    ] {
+        assert!(plan(text.as_bytes(), Encoding::Utf8, true).is_none(), "{text}");
+    }
+}
+
+#[test]
+fn what_is_malformed_is_cut_to_its_first_words() {
+    let r = rewritten("select 1; create /* c */ peer shop frm postgres with (password = 'geheim'); select 2");
+    assert_eq!(String::from_utf8_lossy(&r.text), "select 1; create /* c */ peer; select 2");
+    assert_eq!(r.placed[0].refusal.as_ref().map(|r| r.at), Some(25));
+    // Postgres complains of the noun, or of the end behind it.
+    assert_eq!(r.place(25), Place::Inside(0, 25));
+    let r = rewritten("alter peer shop set (password 'geheim')");
+    assert_eq!((r.text.as_slice(), r.place(6)), (b"alter peer".as_slice(), Place::Inside(0, 6)));
+    assert_eq!(text("create or replace peer x from postgres with (password 'geheim')"), "create or replace peer");
+}
+
+#[test]
+fn what_cannot_be_done_yet_raises_where_it_stands() {
+    let r = rewritten("create mirror m from a to b for $$x$$");
+    assert_eq!(
+        String::from_utf8_lossy(&r.text),
+        "CALL peergate.raise_error('0A000', 'a mirror of a query is not supported yet', at => 'refusal')"
+    );
+    assert_eq!(r.placed[0].spans.find("refusal"), Some(32));
+}
+
+#[test]
+fn positions_behind_a_replacement_are_the_clients() {
+    let original = "select 'é'; show peers; select nonsense; drop peer a; x";
+    let r = rewritten(original);
+    let new = String::from_utf8(r.text.clone()).unwrap();
+    let at = |text: &str, what: &str| text[..text.find(what).unwrap()].chars().count();
+    for what in ["select 'é'", "'é'", "nonsense"] {
+        assert_eq!(r.place(at(&new, what)), Place::Outside(at(original, what)), "{what}");
+    }
+    assert_eq!(r.place(new.chars().count() - 1), Place::Outside(original.chars().count() - 1));
+    assert_eq!(r.place(at(&new, "peergate.show_peers")), Place::Inside(0, at(original, "show")));
+    assert_eq!(r.at_ordinal(1).map(|p| p.original.clone()), Some(at(original, "show")..at(original, "; select n")));
+    assert_eq!(r.at_ordinal(2).map(|p| p.ordinal), None);
+}
+
+#[test]
+fn a_bad_literal_is_shown_where_it_was_written() {
+    let original = "wait for mirror \"é\" lsn 'x' timeout 'y'";
+    let r = rewritten(original);
+    let new = String::from_utf8(r.text.clone()).unwrap();
+    let at = |text: &str, what: &str| text[..text.find(what).unwrap()].chars().count();
+    assert_eq!(r.place(at(&new, "'x'")), Place::Inside(0, at(original, "'x'")));
+    assert_eq!(r.place(at(&new, "'y'")), Place::Inside(0, at(original, "'y'")));
+    assert_eq!(r.waits_for, ["é"]);
+}
+
+#[test]
+fn a_long_name_is_left_to_the_server_to_cut() {
+    let long = "a".repeat(64);
+    assert!(text(&format!("drop peer {long}")).contains(&format!("ARRAY[peergate.truncate_identifier('{long}')]")));
+    let r = rewritten(&format!("wait for mirror {long}"));
+    assert_eq!(r.waits_for, ["a".repeat(63)]);
+}
+
+#[test]
+fn a_prepared_create_peer_takes_its_values_from_a_parameter_of_its_own() {
+    let plan_of = |text: &'static str| plan(text.as_bytes(), Encoding::Utf8, true).unwrap();
+    let (r, prepared) =
+        plan_of("create peer a from postgres with (host = 'geheim', password = $1)").render_prepared(NONCE, 0);
+    assert_eq!(prepared.map(|p| p.hidden), Some(2));
+    let text = String::from_utf8(r.text).unwrap();
+    assert!(text.contains("$2::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.->) 'secrets'"), "{text}");
+    assert!(
+        text.ends_with(", nonce => CASE WHEN true THEN 'n0' ELSE pg_catalog.concat($1::pg_catalog.text) END)"),
+        "{text}"
+    );
+    assert!(!text.contains("geheim"));
+    let (_, prepared) = plan_of("create peer a from postgres").render_prepared(NONCE, 3);
+    assert_eq!(prepared.map(|p| p.hidden), Some(4));
+    let (r, prepared) =
+        plan_of("select 1; create peer a from postgres with (password = 'geheim')").render_prepared(NONCE, 0);
+    assert!(prepared.is_none());
+    assert_eq!(r.text, b"select 1; CALL peergate.finish()");
+}
+
+#[test]
+fn parameters_of_other_statements_are_passed_natively() {
+    assert!(
+        text("create mirror m from a to b for all tables with (mode = 'x', copy_parallel_workers = $1)").contains(
+            "options => pg_catalog.jsonb_build_object('mode', 'x'::pg_catalog.text, 'copy_parallel_workers', $1::pg_catalog.text)"
+        )
+    );
+    assert!(text("wait for mirror m timeout $1").contains("timeout => $1::pg_catalog.text::pg_catalog.interval"));
+}
+
+#[test]
+fn other_encodings_are_read_or_refused_never_guessed() {
+    let latin1 = b"show mirror \"\xe9\"";
+    assert_eq!(
+        plan(latin1, Encoding::Latin1, true).unwrap().render(NONCE, vec![]).text,
+        b"SELECT * FROM peergate.show_mirror('\xe9')"
+    );
+    let text = plan(latin1, Encoding::AsciiSafe, true).unwrap().render(NONCE, vec![]).text;
+    assert!(text.starts_with(b"CALL peergate.raise_error('0A000'"));
+    assert!(plan(latin1, Encoding::Unsafe, true).is_none());
+    let text = plan(br"show mirror m; drop peer a\b", Encoding::Utf8, false).unwrap().render(NONCE, vec![]).text;
+    assert!(String::from_utf8(text).unwrap().contains("raise_error"));
+}
+
+#[test]
+fn any_text_with_our_words_is_rewritten_without_panic() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let parts = [
+        "create", "peer", "mirror", "drop", "from", "to", "for", "table", "with", "(", ")", "'", "\"", "$$", "$1", ",",
+        ";", "é", "\\", "E'", "{", "}", ":", "=", "--", "\n", "/*", "*/", "wait", "show", "[", "]", ".", "1", "U&'",
+        "-",
+    ];
+    for _ in 0..20_000 {
+        let mut text = String::new();
+        for _ in 0..12 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            text.push_str(parts[(state >> 33) as usize % parts.len()]);
+            if state >> 60 > 3 {
+                text.push(' ');
+            }
+        }
+        if let Some(plan) = plan(text.as_bytes(), Encoding::Utf8, state & 1 == 0) {
+            let r = plan.render(NONCE, vec![]);
+            for position in 0..r.text.len() + 2 {
+                let _ = r.place(position);
+            }
+        }
+    }
+}
