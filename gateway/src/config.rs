@@ -47,6 +47,9 @@ pub struct DemoArguments {
     /// pgbench's scale: 100,000 accounts each
     #[arg(long, env = "DEMO_SCALE", default_value_t = 10)]
     pub scale: u32,
+    /// Keep the log of the demo's server in this file
+    #[arg(long, env = "DEMO_LOG", value_name = "FILE")]
+    pub log: Option<PathBuf>,
 }
 
 const ENVIRONMENT: &str = "\

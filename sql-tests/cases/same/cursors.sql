@@ -1,0 +1,40 @@
+-- Cursors, prepared statements, savepoints and notices work as on Postgres itself.
+begin;
+declare c scroll cursor for select n, repeat('x', n) as bar from generate_series(1, 20) n;
+fetch 3 from c;
+move forward 10 in c;
+fetch forward 2 from c;
+fetch backward 1 from c;
+fetch absolute 20 from c;
+fetch next from c;
+close c;
+fetch next from c;
+rollback;
+\set FETCH_COUNT 4
+select n from generate_series(1, 10) n;
+\unset FETCH_COUNT
+declare held cursor for select 1;
+begin;
+declare held cursor with hold for select 1 as one;
+commit;
+fetch all from held;
+close held;
+prepare double(int) as select $1 * 2 as doubled;
+execute double(21);
+execute double('x');
+deallocate double;
+execute double(1);
+begin;
+create table kept (n int);
+savepoint s;
+insert into kept values ('x');
+rollback to savepoint s;
+insert into kept values (1) returning n;
+commit;
+do $$ begin raise notice 'noticed %', 1 using detail = 'A detail.', hint = 'A hint.'; raise warning 'warned'; end $$;
+listen news;
+notify news, 'extra';
+drop table if exists missing;
+select 1/0;
+select 'later';
+selec 1;
