@@ -3,6 +3,9 @@
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
 
+pub mod config;
+pub mod demo;
+pub mod embedded;
 pub mod encoding;
 pub mod parser;
 pub mod rewrite;
