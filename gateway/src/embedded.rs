@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use catalog::cluster::{self, Binaries, Cluster, ClusterOptions, StopMode, Supervisor};
+use catalog::cluster::{self, Binaries, Cluster, ClusterOptions, ConnInfo, StopMode, Supervisor};
 use nix::fcntl::{Flock, FlockArg};
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
@@ -137,6 +137,7 @@ pub enum PasswordPlace {
 pub struct EmbeddedCatalog {
     supervisor: Supervisor,
     config: tokio_postgres::Config,
+    password: Secret,
     password_place: PasswordPlace,
 }
 
@@ -170,6 +171,7 @@ impl EmbeddedCatalog {
 
         let cluster = match ensure_database(&config).await {
             Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => {
+                let password = password.clone();
                 let cluster = blocking(move || change_password(cluster, options, &password)).await?;
                 ensure_database(&config).await?;
                 cluster
@@ -183,12 +185,22 @@ impl EmbeddedCatalog {
             // The one in the file is not the password any more.
             let _ = fs::remove_file(directory.path.join("password"));
         }
-        Ok(Self { supervisor: cluster.supervise(), config, password_place })
+        Ok(Self { supervisor: cluster.supervise(), config, password, password_place })
     }
 
     /// How to connect to the catalog's database as its owner.
     pub fn config(&self) -> &tokio_postgres::Config {
         &self.config
+    }
+
+    /// Where the cluster takes connections.
+    pub fn conninfo(&self) -> &ConnInfo {
+        self.supervisor.conninfo()
+    }
+
+    /// The owner's password.
+    pub fn password(&self) -> &Secret {
+        &self.password
     }
 
     /// Where the owner's password is to be found.

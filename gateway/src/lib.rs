@@ -7,6 +7,7 @@ pub mod config;
 pub mod demo;
 pub mod embedded;
 pub mod encoding;
+pub mod healthcheck;
 pub mod parser;
 pub mod rewrite;
 pub mod split;
