@@ -38,8 +38,8 @@ struct Piece {
 }
 
 /// A text in which some statements are ours.
-pub struct Plan<'a> {
-    text: &'a [u8],
+pub struct Plan {
+    text: Vec<u8>,
     encoding: Encoding,
     pieces: Vec<Piece>,
     statement_count: usize,
@@ -48,7 +48,7 @@ pub struct Plan<'a> {
 /// Looks for our statements in a text; `None` when there are none.
 ///
 /// `conforming` is the session's `standard_conforming_strings`.
-pub fn plan(text: &[u8], encoding: Encoding, conforming: bool) -> Option<Plan<'_>> {
+pub fn plan(text: &[u8], encoding: Encoding, conforming: bool) -> Option<Plan> {
     if !may_be_ours(text) || !encoding.can_split(text) {
         return None;
     }
@@ -76,7 +76,7 @@ pub fn plan(text: &[u8], encoding: Encoding, conforming: bool) -> Option<Plan<'_
         let end = noun.map_or(slice.range.end, |w| w.end);
         pieces.push(Piece { ordinal, range: slice.range.clone(), stub: slice.range.start..end, parsed });
     }
-    (!pieces.is_empty()).then_some(Plan { text, encoding, pieces, statement_count: slices.len() })
+    (!pieces.is_empty()).then(|| Plan { text: text.to_vec(), encoding, pieces, statement_count: slices.len() })
 }
 
 fn unreadable(message: &str) -> Parsed {
@@ -160,7 +160,7 @@ pub struct PreparedPeer {
     pub hidden: u16,
 }
 
-impl Plan<'_> {
+impl Plan {
     /// Returns the CREATE PEERs whose findings [`Plan::render`] needs, in order.
     pub fn peers(&self) -> impl Iterator<Item = &CreatePeer> {
         self.pieces.iter().filter_map(|piece| match &piece.parsed {
@@ -213,6 +213,7 @@ impl Plan<'_> {
 
     fn write(self, mut replace: impl FnMut(&Ours, &mut Sql)) -> Rewritten {
         let Plan { text, encoding, pieces, .. } = self;
+        let text = text.as_slice();
         let mut out =
             Rewritten { text: Vec::with_capacity(text.len() + 256), placed: Vec::new(), waits_for: Vec::new() };
         let (mut copied, mut original, mut new) = (0, 0, 0);
@@ -221,7 +222,7 @@ impl Plan<'_> {
             out.text.extend_from_slice(&text[copied..piece.range.start]);
             (original, new, copied) = (original + before, new + before, piece.range.end);
             let mut sql = Sql::default();
-            let mut stub = |sql: &mut Sql| sql.push(&String::from_utf8_lossy(&text[piece.stub.clone()]));
+            let stub = |sql: &mut Sql| sql.push(&String::from_utf8_lossy(&text[piece.stub.clone()]));
             let (spans, refusal, is_stub) = match piece.parsed {
                 Parsed::Ours(ours) => {
                     replace(&ours, &mut sql);

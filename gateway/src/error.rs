@@ -1,0 +1,114 @@
+//! What the gateway itself says to a client: always FATAL, and always the end of the session.
+//!
+//! Errors of statements are not here: those are raised by Postgres, in the client's own transaction.
+
+use bytes::BytesMut;
+use pg::SqlState;
+use pgwire::messages::Message;
+use pgwire::messages::response::ErrorResponse;
+
+/// What the gateway could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("cannot use TLS file {path}: {reason}")]
+    Tls {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Options contradict each other.
+    #[error("{0}")]
+    Options(String),
+    /// The system refused a thread or a socket.
+    #[error("{0}")]
+    System(&'static str, #[source] std::io::Error),
+}
+
+/// Why a session ends, as the client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fatal {
+    /// The client sent plain text where TLS was to begin: somebody in between may have put it there.
+    PlaintextAfterTls,
+    /// The client's bytes are not the protocol.
+    Protocol(&'static str),
+    /// The client asked, where a session must begin, for something that cannot begin one.
+    UnsupportedProtocol(u16, u16),
+    /// Only TLS sessions are let in.
+    TlsRequired,
+    /// There are as many sessions as there may be.
+    TooManySessions,
+    /// The login took too long.
+    LoginTimeout,
+    /// No session could be had on the catalog.
+    BackendUnreachable,
+    /// The backing session broke off.
+    BackendGone,
+    /// The gateway is shutting down and takes no new sessions.
+    ShuttingDown,
+    /// The gateway is shutting down and ends this session.
+    Shutdown,
+}
+
+impl Fatal {
+    /// Returns the error's code.
+    pub fn sqlstate(self) -> SqlState {
+        match self {
+            Fatal::PlaintextAfterTls | Fatal::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
+            Fatal::UnsupportedProtocol(..) => SqlState::FEATURE_NOT_SUPPORTED,
+            Fatal::TlsRequired => SqlState::INVALID_AUTHORIZATION,
+            Fatal::TooManySessions => SqlState::TOO_MANY_CONNECTIONS,
+            Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
+            Fatal::BackendUnreachable | Fatal::BackendGone => SqlState::CONNECTION_FAILURE,
+            Fatal::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
+            Fatal::Shutdown => SqlState::ADMIN_SHUTDOWN,
+        }
+    }
+
+    /// Returns the message, in Postgres' words where it has them.
+    pub fn message(self) -> String {
+        match self {
+            Fatal::PlaintextAfterTls => "received unencrypted data after SSL request".to_owned(),
+            Fatal::Protocol(what) => what.to_owned(),
+            Fatal::UnsupportedProtocol(major, minor) => format!("unsupported frontend protocol {major}.{minor}"),
+            Fatal::TlsRequired => "this server takes only TLS connections".to_owned(),
+            Fatal::TooManySessions => "sorry, too many clients already".to_owned(),
+            Fatal::LoginTimeout => "canceling authentication due to timeout".to_owned(),
+            Fatal::BackendUnreachable => "the catalog cannot be reached".to_owned(),
+            Fatal::BackendGone => "the catalog closed the connection unexpectedly".to_owned(),
+            Fatal::ShuttingDown => "the database system is shutting down".to_owned(),
+            Fatal::Shutdown => "terminating connection due to administrator command".to_owned(),
+        }
+    }
+
+    /// Appends the ErrorResponse.
+    pub fn encode(self, out: &mut BytesMut) {
+        let code = self.sqlstate().to_string();
+        let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', &code), (b'M', &self.message()), (b'R', "gateway")];
+        let response = ErrorResponse::new(fields.into_iter().map(|(key, text)| (key, text.to_owned())).collect());
+        response.encode(out).expect("the message is far below the protocol's limit");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_is_an_error_response() {
+        let mut out = BytesMut::new();
+        Fatal::TooManySessions.encode(&mut out);
+        assert_eq!(&out[..1], b"E");
+        assert_eq!(out.len(), 1 + u32::from_be_bytes(out[1..5].try_into().unwrap()) as usize);
+        assert!(out.windows(7).any(|w| w == b"C53300\0"));
+    }
+}
