@@ -39,9 +39,11 @@ if [[ ${#missing[@]} -gt 0 ]]; then
     fi
     echo "setup: installing the packages ${missing[*]} from this machine's distribution"
     # postgresql-common makes and starts a cluster "main" for each new server, unless it is told beforehand not to.
-    if [[ " ${missing[*]} " == *" postgresql "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
-        "${as_root[@]}" mkdir -p /etc/postgresql-common
-        echo "create_main_cluster = false" | "${as_root[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
+    conf=/etc/postgresql-common/createcluster.conf
+    if [[ " ${missing[*]} " == *" postgresql "* ]] && ! grep -qs '^create_main_cluster' "$conf"; then
+        echo "setup: setting create_main_cluster = false in $conf, so that no server is started"
+        "${as_root[@]}" mkdir -p "$(dirname "$conf")"
+        echo "create_main_cluster = false" | "${as_root[@]}" tee -a "$conf" >/dev/null
     fi
     "${as_root[@]}" apt-get update -q
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
