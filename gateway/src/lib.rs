@@ -7,14 +7,24 @@
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
 
+mod backend;
 pub mod bind;
+mod cancel;
 pub mod config;
 pub mod embedded;
 pub mod encoding;
+pub mod error;
 pub mod fields;
+pub mod intercept;
 pub mod parser;
 pub mod patch;
+mod relay;
 pub mod rewrite;
+pub mod server;
+mod session;
 pub mod split;
+mod startup;
 pub mod statement;
+mod tls;
 pub mod tracker;
+mod validate;

@@ -305,19 +305,7 @@ impl Sql {
     }
 
     fn json(&mut self, value: &Json) {
-        // All ASCII: the text must be right in any client encoding.
-        let mut ascii = String::new();
-        for c in value.to_string().chars() {
-            if c.is_ascii() {
-                ascii.push(c);
-            } else {
-                let mut units = [0; 2];
-                for unit in c.encode_utf16(&mut units) {
-                    ascii.push_str(&format!("\\u{unit:04x}"));
-                }
-            }
-        }
-        self.literal(&ascii);
+        self.literal(&ascii(value));
         self.push("::pg_catalog.jsonb");
     }
 
@@ -340,6 +328,21 @@ impl Sql {
         self.literal(nonce);
         self.push(")");
     }
+}
+
+/// Writes JSON in ASCII only, which is right in any client encoding.
+pub(crate) fn ascii(value: &Json) -> String {
+    let mut out = String::new();
+    for c in value.to_string().chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
 }
 
 fn create_peer(sql: &mut Sql, peer: &CreatePeer, found: &Findings, nonce: &str) {

@@ -1,0 +1,392 @@
+//! The two pumps of a session, in one task. Each reads, walks from header to header, writes, and only then reads again: whoever
+//! is slow slows the other down, and no more than a buffer is held for each direction.
+//!
+//! Runs of frames go on untouched and frames of any size are streamed. Only those that may be ours are held whole. What becomes
+//! of them is for `intercept` to say.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use pg::frame::{HEADER_BYTES, Header, Step, Walker, cstr};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::cancel::Cancelled;
+use crate::error::Fatal;
+use crate::fields::{Fields, frame};
+use crate::intercept::{Action, Answer, Interceptor, Question, canceled};
+use crate::session::Session;
+use crate::validate::find_out;
+
+/// Size of each direction's buffer, in bytes.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// A frame that should be seen whole but is larger goes on unseen.
+const INSPECT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client is gone, or said goodbye.
+    Client,
+    /// The server closed, after it said why or because the client had said goodbye.
+    Server,
+    /// The gateway ends it.
+    Fatal(Fatal),
+}
+
+/// What both pumps know.
+pub(crate) struct Relay<'a> {
+    session: &'a Session,
+    interceptor: RefCell<Interceptor>,
+    /// The login is through: the first ReadyForQuery was forwarded.
+    ready: Cell<bool>,
+    became_ready: Notify,
+    /// Transaction status of the last ReadyForQuery; 0 when the server has spoken since.
+    quiet: Cell<u8>,
+    became_quiet: Notify,
+    /// The client has got whole frames only.
+    at_boundary: Cell<bool>,
+    /// Nothing of the client's waits here.
+    client_drained: Cell<bool>,
+    /// The client said goodbye, or the server a FATAL error: the end that follows needs no words.
+    parting: Cell<bool>,
+    cancelled: RefCell<Option<Cancelled>>,
+}
+
+impl<'a> Relay<'a> {
+    pub(crate) fn new(session: &'a Session) -> Relay<'a> {
+        Relay {
+            interceptor: RefCell::new(session.interceptor()),
+            session,
+            ready: Cell::new(false),
+            became_ready: Notify::new(),
+            quiet: Cell::new(0),
+            became_quiet: Notify::new(),
+            at_boundary: Cell::new(true),
+            client_drained: Cell::new(true),
+            parting: Cell::new(false),
+            cancelled: RefCell::new(None),
+        }
+    }
+
+    /// Waits for the end of the login.
+    pub(crate) async fn logged_in(&self) {
+        while !self.ready.get() {
+            self.became_ready.notified().await;
+        }
+    }
+
+    /// Waits until nothing is going on and no transaction is open.
+    pub(crate) async fn idle(&self) {
+        while !(self.quiet.get() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle()) {
+            self.became_quiet.notified().await;
+        }
+    }
+
+    /// Returns whether an error can be put into the client's stream now.
+    pub(crate) fn can_speak(&self) -> bool {
+        self.at_boundary.get()
+    }
+
+    /// Relays what the client says, until it is gone. A server that takes no more is no end: what it said last, and why, is still
+    /// to come the other way.
+    pub(crate) async fn client_to_server<R, W>(&self, mut client: R, server: W, mut buffer: BytesMut) -> End
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        match self.talk(&mut client, server, &mut buffer).await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::debug!(error = %error, "cannot write to the catalog");
+                listen(&mut client, &mut buffer).await;
+                End::Client
+            }
+        }
+    }
+
+    async fn talk<R, W>(&self, client: &mut R, mut server: W, buffer: &mut BytesMut) -> io::Result<End>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut walker = Walker::new();
+        let mut out = BytesMut::new();
+        loop {
+            // Up to `run` is in `out` already; from there to `at` goes on untouched.
+            let (mut run, mut at) = (0, 0);
+            loop {
+                let header = match walker.step(&buffer[at..]) {
+                    Ok(Step::More) => break,
+                    Ok(Step::Rest(n)) => {
+                        at += n;
+                        continue;
+                    }
+                    Ok(Step::Frame(header)) => header,
+                    Err(_) => return Ok(End::Fatal(Fatal::Protocol("invalid message length"))),
+                };
+                // Before the login is through only its own answers may go on: a query that came early would not be looked at.
+                if !self.ready.get() && !matches!(header.tag, b'p' | b'X') {
+                    server.write_all(&buffer[run..at]).await?;
+                    server.flush().await?;
+                    buffer.advance(at);
+                    (run, at) = (0, 0);
+                    self.logged_in().await;
+                }
+                if header.tag == b'X' {
+                    self.parting.set(true);
+                }
+                if !self.interceptor.borrow().wants_from_client(header.tag) || header.size > INSPECT_BYTES_MAX {
+                    self.interceptor.borrow_mut().passed_from_client(header.tag);
+                    at += walker.pass(header, buffer.len() - at);
+                    continue;
+                }
+                if buffer.len() - at < header.size {
+                    break;
+                }
+                let body = &buffer[at + HEADER_BYTES..at + header.size];
+                let action = self.interceptor.borrow_mut().from_client(header.tag, body);
+                match action {
+                    Action::Pass => {}
+                    Action::Replace(frame) => {
+                        out.extend_from_slice(&buffer[run..at]);
+                        out.extend_from_slice(&frame);
+                        run = at + header.size;
+                    }
+                    Action::Ask(question) => {
+                        // What came before must not wait for what is found out.
+                        out.extend_from_slice(&buffer[run..at]);
+                        if !question.peers.is_empty() {
+                            server.write_all(&out).await?;
+                            server.flush().await?;
+                            out.clear();
+                        }
+                        buffer.advance(at);
+                        let Some(answer) = self.answer(*question, client, buffer).await else {
+                            return Ok(End::Client);
+                        };
+                        out.extend_from_slice(&answer.frame);
+                        self.session.announce(answer.waits_for);
+                        (run, at) = (header.size, 0);
+                    }
+                }
+                at += header.size;
+            }
+            if out.is_empty() {
+                server.write_all(&buffer[run..at]).await?;
+            } else {
+                out.extend_from_slice(&buffer[run..at]);
+                server.write_all(&out).await?;
+                out.clear();
+            }
+            server.flush().await?;
+            buffer.advance(at);
+            self.client_drained.set(buffer.is_empty() && walker.at_boundary());
+            make_room(buffer);
+            shrink(&mut out);
+            match client.read_buf(buffer).await {
+                Ok(0) | Err(_) => return Ok(End::Client),
+                Ok(_) => {
+                    self.client_drained.set(false);
+                    self.quiet.set(0);
+                }
+            }
+        }
+    }
+
+    /// Finds out what a message needs, unless the client cancels or goes away meanwhile: then `None`.
+    async fn answer<R: AsyncRead + Unpin>(
+        &self,
+        question: Question,
+        client: &mut R,
+        buffer: &mut BytesMut,
+    ) -> Option<Answer> {
+        let mut findings = Vec::with_capacity(question.peers.len());
+        if !question.peers.is_empty() {
+            let mut cancelled = self.cancelled.borrow_mut().take();
+            if let Some(cancelled) = &mut cancelled {
+                cancelled.reset();
+            }
+            let cancel = async {
+                match &mut cancelled {
+                    Some(cancelled) => cancelled.wait().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let found = async {
+                let mut findings = Vec::new();
+                for peer in &question.peers {
+                    findings.push(Ok(find_out(&self.session.shared.catalog, &self.session.startup.user, peer).await));
+                }
+                findings
+            };
+            let gone = listen(client, buffer);
+            tokio::select! {
+                result = found => findings = result,
+                () = cancel => findings.extend(question.peers.iter().map(|_| Err(canceled()))),
+                () = gone => return None,
+            }
+            *self.cancelled.borrow_mut() = cancelled;
+        }
+        Some(self.interceptor.borrow_mut().answer(question, findings))
+    }
+
+    /// Relays what the server says, until it closes.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the client's socket.
+    pub(crate) async fn server_to_client<R, W>(&self, mut server: R, mut client: W) -> io::Result<End>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut walker = Walker::new();
+        let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        let mut out = BytesMut::new();
+        loop {
+            let (mut run, mut at) = (0, 0);
+            let mut became_ready = false;
+            loop {
+                let header = match walker.step(&buffer[at..]) {
+                    Ok(Step::More) => break,
+                    Ok(Step::Rest(n)) => {
+                        at += n;
+                        continue;
+                    }
+                    Ok(Step::Frame(header)) => header,
+                    Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
+                };
+                let login = !self.ready.get() && !became_ready;
+                let wanted = self.interceptor.borrow().wants_from_server(header.tag)
+                    || matches!(header.tag, b'Z' | b'E')
+                    || login && matches!(header.tag, b'R' | b'K');
+                if !wanted || header.size > INSPECT_BYTES_MAX {
+                    self.interceptor.borrow_mut().passed_from_server(header.tag);
+                    at += walker.pass(header, buffer.len() - at);
+                    continue;
+                }
+                if buffer.len() - at < header.size {
+                    break;
+                }
+                let body = &buffer[at + HEADER_BYTES..at + header.size];
+                became_ready |= header.tag == b'Z';
+                let action = if login { self.during_login(header, body) } else { None };
+                let action = action.unwrap_or_else(|| self.interceptor.borrow_mut().from_server(header.tag, body));
+                self.watch_for_the_end(header.tag, body);
+                if let Action::Replace(frame) = action {
+                    out.extend_from_slice(&buffer[run..at]);
+                    out.extend_from_slice(&frame);
+                    run = at + header.size;
+                }
+                at += header.size;
+            }
+            self.at_boundary.set(false);
+            if out.is_empty() {
+                client.write_all(&buffer[run..at]).await?;
+            } else {
+                out.extend_from_slice(&buffer[run..at]);
+                client.write_all(&out).await?;
+                out.clear();
+            }
+            client.flush().await?;
+            self.at_boundary.set(walker.at_boundary());
+            buffer.advance(at);
+            if became_ready && !self.ready.replace(true) {
+                self.became_ready.notify_waiters();
+            }
+            if self.quiet.get() != 0 {
+                self.became_quiet.notify_waiters();
+            }
+            make_room(&mut buffer);
+            shrink(&mut out);
+            match server.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
+                Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
+                Ok(_) => self.quiet.set(0),
+            }
+        }
+    }
+
+    /// Handles what only a login has: the list of mechanisms, and the key for cancel requests.
+    fn during_login(&self, header: Header, body: &[u8]) -> Option<Action> {
+        match header.tag {
+            b'R' if !self.session.keeps_channel_binding => without_channel_binding(body).map(Action::Replace),
+            b'K' => {
+                *self.cancelled.borrow_mut() = Some(Cancelled::new(self.session.shared.clone(), body));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn watch_for_the_end(&self, tag: u8, body: &[u8]) {
+        match tag {
+            b'Z' => self.quiet.set(body.first().copied().unwrap_or(0)),
+            b'E' => {
+                let severity = Fields::decode(body).and_then(|f| f.get(b'V').map(<[u8]>::to_vec));
+                if matches!(severity.as_deref(), Some(b"FATAL" | b"PANIC")) {
+                    self.parting.set(true);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Reads on while something else is being done, so that the client's end is noticed. Returns when it is gone; what it says is kept,
+/// up to a buffer more.
+async fn listen<R: AsyncRead + Unpin>(client: &mut R, buffer: &mut BytesMut) {
+    let limit = buffer.len() + BUFFER_BYTES;
+    while buffer.len() < limit {
+        match client.read_buf(buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Takes `SCRAM-SHA-256-PLUS` from an AuthenticationSASL: a binding to the gateway's TLS session would mean nothing to the server.
+fn without_channel_binding(body: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = body.strip_prefix(&10_i32.to_be_bytes())?;
+    let mut kept = 10_i32.to_be_bytes().to_vec();
+    while let Some((mechanism, after)) = cstr(rest).filter(|(m, _)| !m.is_empty()) {
+        if mechanism != b"SCRAM-SHA-256-PLUS" {
+            kept.extend_from_slice(mechanism);
+            kept.push(0);
+        }
+        rest = after;
+    }
+    kept.push(0);
+    Some(frame(b'R', &kept))
+}
+
+/// Makes room to read; a frame that is held whole makes the buffer grow only as its bytes come.
+fn make_room(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.capacity() > 4 * BUFFER_BYTES {
+        *buffer = BytesMut::with_capacity(BUFFER_BYTES);
+    } else if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
+        buffer.reserve(BUFFER_BYTES);
+    }
+}
+
+fn shrink(out: &mut BytesMut) {
+    if out.capacity() > BUFFER_BYTES {
+        *out = BytesMut::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channel_binding_is_taken_from_the_list() {
+        let body = b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+        assert_eq!(without_channel_binding(body), Some(frame(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")));
+        assert_eq!(without_channel_binding(b"\0\0\0\0"), None);
+        assert_eq!(without_channel_binding(b"\0\0\0\x0aX"), Some(frame(b'R', b"\0\0\0\x0a\0")));
+    }
+}
