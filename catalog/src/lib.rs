@@ -13,6 +13,7 @@ pub mod lease;
 mod migrate;
 pub mod mirror;
 pub mod node;
+pub mod notify;
 pub mod peer;
 pub mod removal;
 pub mod secret;

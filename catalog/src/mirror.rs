@@ -256,6 +256,15 @@ pub struct TableRow {
     pub warning: Option<String>,
 }
 
+/// What an attempt has done with a table, as it was noted *before* it was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BegunTable {
+    /// The mirror created the target table.
+    pub created: bool,
+    /// The mirror has written rows to it.
+    pub filled: bool,
+}
+
 /// An error as `mirror_status` shows it.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -435,16 +444,19 @@ impl Catalog {
         Ok(self.client().await?.query_one("select clock_timestamp()::text", &[]).await?.get(0))
     }
 
-    /// Returns the mirror's tables (by source name) whose copy has been begun, so that the target may hold rows of ours,
-    /// and whether the mirror created them.
+    /// Returns the mirror's tables, by source name, that an attempt has begun with.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn begun_tables(&self, mirror_id: i64) -> Result<BTreeMap<TableName, bool>, Error> {
-        let query = "select source_schema, source_name, created_table from peergate.mirror_table_runtime
+    pub async fn begun_tables(&self, mirror_id: i64) -> Result<BTreeMap<TableName, BegunTable>, Error> {
+        let query =
+            "select source_schema, source_name, created_table, state <> 'pending' from peergate.mirror_table_runtime
                      where mirror_id = $1 and (state <> 'pending' or created_table)";
         let rows = self.client().await?.query(query, &[&mirror_id]).await?;
-        let begun = |row: Row| (TableName { schema: row.get(0), name: row.get(1) }, row.get(2));
+        let begun = |row: Row| {
+            let name = TableName { schema: row.get(0), name: row.get(1) };
+            (name, BegunTable { created: row.get(2), filled: row.get(3) })
+        };
         Ok(rows.into_iter().map(begun).collect())
     }
 

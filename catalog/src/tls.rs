@@ -11,14 +11,19 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256, Sha384, Sha512};
+use tokio::net::TcpStream;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::peer::PeerOptions;
 
 /// Makes TLS connections as a peer's options say.
 #[derive(Clone)]
 pub struct PeerTls {
+    config: Arc<ClientConfig>,
     inner: MakeRustlsConnect,
     name: Option<String>,
 }
@@ -83,7 +88,47 @@ impl PeerTls {
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(io::Error::other("options \"sslcert\" and \"sslkey\" belong together")),
         };
-        Ok(PeerTls { inner: MakeRustlsConnect::new(config), name: options.get("tls_host").map(str::to_owned) })
+        Ok(PeerTls {
+            config: Arc::new(config.clone()),
+            inner: MakeRustlsConnect::new(config),
+            name: options.get("tls_host").map(str::to_owned),
+        })
+    }
+
+    /// Makes TLS on a socket on which the server has agreed to it. Also returns the `tls-server-end-point` data for SCRAM's channel
+    /// binding, which the SQL client keeps to itself; `None` when the certificate's signature has no hash that could be used.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the handshake fails, the certificate's verification included.
+    pub async fn handshake(
+        &self,
+        host: &str,
+        socket: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Option<Vec<u8>>)> {
+        let name = self.name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(self.config.clone()).connect(name, socket).await?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+        let binding = certificate.and_then(|c| end_point(c));
+        Ok((stream, binding))
+    }
+}
+
+/// Hashes a certificate as RFC 5929 section 4.1 says: by its signature's hash, SHA-256 in place of weaker ones.
+fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    use x509_cert::der::Decode;
+    use x509_cert::der::oid::db::rfc5912::{
+        ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, SHA_1_WITH_RSA_ENCRYPTION,
+        SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
+    };
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    match parsed.signature_algorithm.oid {
+        SHA_1_WITH_RSA_ENCRYPTION | SHA_256_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_256 => {
+            Some(Sha256::digest(certificate).to_vec())
+        }
+        SHA_384_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_384 => Some(Sha384::digest(certificate).to_vec()),
+        SHA_512_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_512 => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
     }
 }
 

@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The mirror engine: it learns what to do from the catalog, streams WAL from sources and writes it to targets. It is never called.
+//!
+//! Reading order: [`engine`] (which mirrors run here), [`worker`] (one mirror's life), [`copy`] (rows that are there), [`apply`] (rows
+//! that change), [`batch`] and [`sink`] (how they are written), [`progress`] (what may be acknowledged, and when).
+
+pub mod apply;
+pub mod assemble;
+pub mod batch;
+pub mod copy;
+pub mod engine;
+pub mod error;
+pub mod progress;
+pub mod relation;
+pub mod removal;
+pub mod schema;
+pub mod session;
+pub mod sink;
+pub mod source;
+pub mod start;
+pub mod state;
+pub mod status;
+pub mod worker;

@@ -1,6 +1,6 @@
 //! The values of a row, as bytes.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::DecodeError;
 
@@ -79,6 +79,30 @@ impl Tuple {
         self.bytes.len()
     }
 
+    /// Returns this row with its [`Value::Unchanged`] values taken from `older`, an earlier image of the same row.
+    ///
+    /// A value that is unchanged in both stays so; `older` with fewer columns leaves the rest unchanged.
+    pub fn filled_from(&self, older: &Tuple) -> Tuple {
+        if !self.unchanged {
+            return self.clone();
+        }
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + older.bytes.len());
+        let mut unchanged = false;
+        let mut older = older.values();
+        for value in self.values() {
+            let earlier = older.next().unwrap_or(Value::Unchanged);
+            let value = if value == Value::Unchanged { earlier } else { value };
+            unchanged |= value == Value::Unchanged;
+            match value {
+                Value::Null => bytes.put_u8(b'n'),
+                Value::Unchanged => bytes.put_u8(b'u'),
+                Value::Text(text) => put_value(&mut bytes, b't', text),
+                Value::Binary(data) => put_value(&mut bytes, b'b', data),
+            }
+        }
+        Tuple { bytes: bytes.freeze(), count: self.count, unchanged }
+    }
+
     /// Goes through the values in the relation's column order.
     pub fn values(&self) -> impl Iterator<Item = Value<'_>> {
         let mut rest: &[u8] = &self.bytes;
@@ -98,4 +122,10 @@ impl Tuple {
             }
         })
     }
+}
+
+fn put_value(bytes: &mut BytesMut, kind: u8, value: &[u8]) {
+    bytes.put_u8(kind);
+    bytes.put_u32(u32::try_from(value.len()).expect("a value that was decoded has a 32-bit length"));
+    bytes.put_slice(value);
 }

@@ -1,0 +1,329 @@
+//! The stream's loop: what comes from the source is gathered, handed to the sink, and acknowledged when it is durable.
+//!
+//! Two batches exist: one is being applied, one fills. The open one is handed over as soon as the sink is idle, so batches are small
+//! when there is little to do and large under load. When both are full nothing is read, and the walsender waits.
+
+use std::time::{Duration, Instant};
+
+use pg::Lsn;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::assemble::Assembler;
+use crate::batch::{Batch, BatchEnd, Step};
+use crate::error::Error;
+use crate::progress::DurableLsn;
+use crate::sink::Sink;
+use crate::source::replication::{Incoming, ReplicationStream};
+use crate::status::Tracker;
+use crate::worker::Stop;
+
+/// How often a position without changes is recorded on the target; until then the source keeps its WAL.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Rows that make a batch worth handing over although more has been read already.
+const WORTHWHILE_ROWS: usize = 2_000;
+
+/// How long a stop waits for the batch that is being applied.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// When a batch is handed over.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Row changes.
+    pub rows: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// Shortest time between two commits.
+    pub sync_interval: Duration,
+}
+
+/// What became of a batch.
+struct Done {
+    durable: DurableLsn,
+    commit_time: Option<i64>,
+    rows: usize,
+    bytes: usize,
+    transactions: usize,
+    tables: Vec<(pg::TableName, [i64; 4])>,
+}
+
+/// Counts of the batches of one target transaction.
+#[derive(Default)]
+struct Counts {
+    rows: usize,
+    bytes: usize,
+    transactions: usize,
+    tables: Vec<(pg::TableName, [i64; 4])>,
+}
+
+impl Counts {
+    fn add(&mut self, batch: &Batch) {
+        self.rows += batch.rows;
+        self.bytes += batch.bytes;
+        self.transactions += batch.transactions;
+        for step in &batch.steps {
+            match step {
+                Step::Changes(tables) => {
+                    for changes in tables {
+                        let [inserts, updates, deletes] = changes.counts;
+                        self.tables.push((changes.table.source.clone(), [inserts, updates, deletes, 0]));
+                    }
+                }
+                Step::Truncate { tables, .. } => {
+                    self.tables.extend(tables.iter().map(|t| (t.source.clone(), [0, 0, 0, 1])))
+                }
+                Step::Rekey { .. } => {}
+            }
+        }
+    }
+}
+
+/// A running stream: the loop's state.
+pub struct Apply {
+    stream: ReplicationStream,
+    assembler: Assembler,
+    limits: Limits,
+    tracker: Tracker,
+    batches: mpsc::Sender<Batch>,
+    done: mpsc::Receiver<Result<Option<Done>, Error>>,
+    applier: JoinHandle<()>,
+    in_flight: Option<i64>,
+    applying: bool,
+    applied: Lsn,
+    last_commit: Option<Instant>,
+    wanted: watch::Receiver<Lsn>,
+}
+
+impl Drop for Apply {
+    fn drop(&mut self) {
+        self.applier.abort();
+    }
+}
+
+impl Apply {
+    /// Sets the loop up; `applied` is where the target is. `wanted` is a position that a statement waits for.
+    pub fn new(
+        stream: ReplicationStream,
+        assembler: Assembler,
+        sink: impl Sink + 'static,
+        limits: Limits,
+        applied: Lsn,
+        tracker: Tracker,
+        wanted: watch::Receiver<Lsn>,
+    ) -> Apply {
+        let (batches, incoming) = mpsc::channel(1);
+        let (results, done) = mpsc::channel(1);
+        let applier = tokio::spawn(apply_batches(sink, incoming, results));
+        Apply {
+            stream,
+            assembler,
+            limits,
+            tracker,
+            batches,
+            done,
+            applier,
+            in_flight: None,
+            applying: false,
+            applied,
+            last_commit: None,
+            wanted,
+        }
+    }
+
+    /// Streams until told to stop, or until something fails. `caught_up` is called when the target first has everything up to `goal`.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when told so; else what failed.
+    pub async fn run<F>(&mut self, stop: &Stop, goal: Lsn, caught_up: impl FnOnce() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let mut caught_up = Some(caught_up);
+        let mut idle_recorded = Instant::now();
+        loop {
+            if self.applied >= goal
+                && let Some(call) = caught_up.take()
+            {
+                call().await?;
+            }
+            self.hand_over(&mut idle_recorded, caught_up.is_some().then_some(goal)).await;
+            let full = self.is_full();
+            let pause = self.until_next_commit().unwrap_or(IDLE_INTERVAL);
+            tokio::select! {
+                biased;
+                () = stop.wait() => return self.finish().await,
+                result = self.done.recv() => self.note_done(result)?,
+                incoming = self.stream.next(), if !full => {
+                    let incoming = incoming?;
+                    self.take_in(incoming)?;
+                    self.take_buffered()?;
+                }
+                changed = self.wanted.changed() => if changed.is_err() { return Err(Error::Stopped) },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        let open = self.assembler.open();
+        self.applying && (open.rows >= self.limits.rows || open.bytes >= self.limits.bytes)
+    }
+
+    /// Time until `sync_interval` allows the next commit; `None` when it does already.
+    fn until_next_commit(&self) -> Option<Duration> {
+        let left = self.limits.sync_interval.checked_sub(self.last_commit?.elapsed())?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    fn take_in(&mut self, incoming: Incoming) -> Result<(), Error> {
+        match incoming {
+            Incoming::Data(start, body) => {
+                self.assembler.message(start, body)?;
+                self.tracker.update(|s| s.received = s.received.max(start));
+            }
+            Incoming::Keepalive(end) => {
+                self.assembler.keepalive(end);
+                self.tracker.update(|s| s.received = s.received.max(end));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what has been read already, until there is a batch that is worth handing over or no room for more.
+    fn take_buffered(&mut self) -> Result<(), Error> {
+        let mut received = Lsn::ZERO;
+        while !self.over_limits() {
+            let open = self.assembler.open();
+            if !self.applying
+                && self.assembler.between_transactions()
+                && open.rows >= WORTHWHILE_ROWS.min(self.limits.rows)
+            {
+                break;
+            }
+            match self.stream.next_buffered()? {
+                None => break,
+                Some(Incoming::Data(start, body)) => {
+                    self.assembler.message(start, body)?;
+                    received = start;
+                }
+                Some(Incoming::Keepalive(end)) => {
+                    self.assembler.keepalive(end);
+                    received = end;
+                }
+            }
+        }
+        self.tracker.update(|s| s.received = s.received.max(received));
+        Ok(())
+    }
+
+    fn over_limits(&self) -> bool {
+        let open = self.assembler.open();
+        open.rows >= self.limits.rows || open.bytes >= self.limits.bytes
+    }
+
+    /// Hands the open batch to the sink if the sink is idle and the batch may go: at the end of a transaction, or when it is full.
+    ///
+    /// A position without changes goes when it is wanted, or now and then.
+    async fn hand_over(&mut self, idle_recorded: &mut Instant, goal: Option<Lsn>) {
+        let open = self.assembler.open();
+        self.tracker.set_pending(self.in_flight.or(open.first_commit_time.filter(|_| !open.is_empty())));
+        if self.applying {
+            return;
+        }
+        let whole = self.assembler.between_transactions() && !open.is_empty();
+        let batch = if (whole && self.until_next_commit().is_none()) || self.over_limits() {
+            self.assembler.take()
+        } else if let Some(position) = self.assembler.idle_position().filter(|p| *p > self.applied) {
+            let asked = |wanted: Lsn| wanted > self.applied && position >= wanted;
+            if !asked(*self.wanted.borrow()) && !goal.is_some_and(asked) && idle_recorded.elapsed() < IDLE_INTERVAL {
+                return;
+            }
+            Batch { end: Some(BatchEnd { end_lsn: position, commit_time: None }), ..Batch::default() }
+        } else {
+            return;
+        };
+        *idle_recorded = Instant::now();
+        self.in_flight = batch.first_commit_time;
+        self.applying = true;
+        // The channel has room for the one batch; if its receiver is gone, the applier's error is on its way.
+        let _ = self.batches.send(batch).await;
+    }
+
+    fn note_done(&mut self, result: Option<Result<Option<Done>, Error>>) -> Result<(), Error> {
+        self.applying = false;
+        self.in_flight = None;
+        let Some(result) = result else { return Err(Error::Stopped) };
+        let Some(done) = result? else { return Ok(()) };
+        self.applied = done.durable.lsn();
+        self.stream.acknowledge(done.durable);
+        if done.transactions > 0 {
+            self.last_commit = Some(Instant::now());
+        }
+        for (table, counts) in &done.tables {
+            self.tracker.update_table(table, |status| {
+                for (total, more) in status.changes.iter_mut().zip(counts) {
+                    *total += more;
+                }
+            });
+        }
+        let flushed = self.stream.flushed();
+        self.tracker.update(|s| {
+            s.applied = self.applied;
+            s.received = s.received.max(self.applied);
+            s.flushed = flushed;
+            s.commit_time = done.commit_time.or(s.commit_time);
+            s.totals.rows += done.rows as i64;
+            s.totals.bytes += done.bytes as i64;
+            s.totals.transactions += done.transactions as i64;
+        });
+        Ok(())
+    }
+
+    /// Lets the batch that is being applied finish, so that nothing has to be done twice. What is still gathered is not applied; it
+    /// comes again.
+    async fn finish(&mut self) -> Result<(), Error> {
+        if self.applying {
+            match tokio::time::timeout(STOP_PATIENCE, self.done.recv()).await {
+                Ok(result) => self.note_done(result)?,
+                // Its connection is closed, and the target undoes what it had.
+                Err(_) => return Err(Error::Stopped),
+            }
+        }
+        Err(Error::Stopped)
+    }
+}
+
+async fn apply_batches(
+    mut sink: impl Sink,
+    mut batches: mpsc::Receiver<Batch>,
+    results: mpsc::Sender<Result<Option<Done>, Error>>,
+) {
+    let mut counts = Counts::default();
+    while let Some(batch) = batches.recv().await {
+        let result = match sink.apply(&batch).await {
+            Err(error) => Err(match batch.first_commit_lsn {
+                Some(lsn) => error.at(lsn),
+                None => error,
+            }),
+            Ok(durable) => {
+                counts.add(&batch);
+                Ok(durable.map(|durable| {
+                    let Counts { rows, bytes, transactions, tables } = std::mem::take(&mut counts);
+                    Done {
+                        durable,
+                        commit_time: batch.end.and_then(|e| e.commit_time),
+                        rows,
+                        bytes,
+                        transactions,
+                        tables,
+                    }
+                }))
+            }
+        };
+        let failed = result.is_err();
+        if results.send(result).await.is_err() || failed {
+            return;
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! A batch that was compacted does to a table what its changes do one by one.
+
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, BytesMut};
+use pg::TableName;
+use proptest::prelude::*;
+
+use super::*;
+use crate::relation::MappedColumn;
+
+/// A table `(id, a, b)` whose key is `id`.
+fn table() -> Arc<TableMap> {
+    let column = |position: usize, name: &str| MappedColumn {
+        position,
+        target: name.into(),
+        target_type: "text".into(),
+        staged_type: "text".into(),
+        cast: false,
+        key: position == 0,
+        identity_always: false,
+    };
+    Arc::new(TableMap {
+        oid: 1,
+        source: TableName::new("public", "t"),
+        target: TableName::new("public", "t"),
+        columns: vec![column(0, "id"), column(1, "a"), column(2, "b")],
+        whole_old_rows: false,
+        direct: true,
+        other_unique: false,
+        replace: false,
+    })
+}
+
+/// `None` is a value that was not sent.
+fn tuple(values: &[Option<u8>]) -> Tuple {
+    let mut bytes = BytesMut::new();
+    bytes.put_u16(values.len() as u16);
+    for value in values {
+        match value {
+            None => bytes.put_u8(b'u'),
+            Some(value) => {
+                bytes.put_slice(b"t\0\0\0\x01");
+                bytes.put_u8(*value);
+            }
+        }
+    }
+    Tuple::split_from(&mut bytes.freeze()).unwrap()
+}
+
+fn key_tuple(id: u8) -> Tuple {
+    let mut bytes = BytesMut::new();
+    bytes.put_u16(3);
+    bytes.put_slice(b"t\0\0\0\x01");
+    bytes.put_u8(id);
+    bytes.put_slice(b"nn");
+    Tuple::split_from(&mut bytes.freeze()).unwrap()
+}
+
+fn values(tuple: &Tuple) -> Vec<Option<u8>> {
+    tuple.values().map(|v| if let Value::Text(bytes) = v { Some(bytes[0]) } else { None }).collect()
+}
+
+type Model = BTreeMap<u8, [u8; 2]>;
+
+/// Writes a batch as a sink does: deletes, updates, inserts; a change that finds no row, or one that is in the way, is an error.
+fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
+    for step in &batch.steps {
+        match step {
+            Step::Changes(tables) => {
+                for changes in tables {
+                    let sorted = changes.sorted();
+                    for old in sorted.deletes {
+                        rows.remove(&values(old)[0].unwrap()).ok_or("a row to delete is missing")?;
+                    }
+                    for new in sorted.updates {
+                        let new = values(new);
+                        let row = rows.get_mut(&new[0].unwrap()).ok_or("a row to update is missing")?;
+                        *row = [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])];
+                    }
+                    for new in sorted.inserts {
+                        let new = values(new);
+                        let (Some(id), Some(a), Some(b)) = (new[0], new[1], new[2]) else {
+                            return Err("half a row".into());
+                        };
+                        if rows.insert(id, [a, b]).is_some() {
+                            return Err("a row is in the way".into());
+                        }
+                    }
+                }
+            }
+            Step::Truncate { .. } => rows.clear(),
+            Step::Rekey { old, new, .. } => {
+                let row = rows.remove(&values(old)[0].unwrap()).ok_or("a row to change the key of is missing")?;
+                let new = values(new);
+                if rows.insert(new[0].unwrap(), [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])]).is_some() {
+                    return Err("a row is in the way".into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Insert(u8, u8, u8),
+    /// Key before, key after, values; without a value it is unchanged and not sent.
+    Update(u8, u8, Option<u8>, Option<u8>),
+    Delete(u8),
+    Truncate,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let key = || 0u8..5;
+    prop_oneof![
+        4 => (key(), any::<u8>(), any::<u8>()).prop_map(|(k, a, b)| Change::Insert(k, a, b)),
+        4 => (key(), key(), any::<Option<u8>>(), any::<Option<u8>>()).prop_map(|(k, n, a, b)| Change::Update(k, n, a, b)),
+        3 => (key(), key(), any::<Option<u8>>(), any::<Option<u8>>()).prop_map(|(k, _, a, b)| Change::Update(k, k, a, b)),
+        3 => key().prop_map(Change::Delete),
+        1 => Just(Change::Truncate),
+    ]
+}
+
+/// Does a change to the source's rows if it is possible there, and says whether it was.
+fn happen(change: &Change, rows: &mut Model) -> bool {
+    match *change {
+        Change::Insert(key, a, b) => !rows.contains_key(&key) && rows.insert(key, [a, b]).is_none(),
+        Change::Update(key, new_key, a, b) => {
+            if !rows.contains_key(&key) || (new_key != key && rows.contains_key(&new_key)) {
+                return false;
+            }
+            let row = rows.remove(&key).unwrap();
+            rows.insert(new_key, [a.unwrap_or(row[0]), b.unwrap_or(row[1])]);
+            true
+        }
+        Change::Delete(key) => rows.remove(&key).is_some(),
+        Change::Truncate => {
+            rows.clear();
+            true
+        }
+    }
+}
+
+fn add(change: &Change, batch: &mut Batch, table: &Arc<TableMap>) {
+    match *change {
+        Change::Insert(key, a, b) => batch.insert(table, tuple(&[Some(key), Some(a), Some(b)])),
+        Change::Update(key, new_key, a, b) => {
+            let old = (key != new_key).then(|| key_tuple(key));
+            assert!(batch.update(table, old, tuple(&[Some(new_key), a, b])));
+        }
+        Change::Delete(key) => assert!(batch.delete(table, key_tuple(key))),
+        Change::Truncate => batch.truncate(vec![table.clone()], false),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+    #[test]
+    fn a_batch_does_what_its_changes_do_one_by_one(
+        before in proptest::collection::btree_map(0u8..5, any::<[u8; 2]>(), 0..5),
+        changes in proptest::collection::vec(change(), 0..40),
+        cuts in proptest::collection::vec(0usize..40, 0..3),
+    ) {
+        let table = table();
+        let (mut source, mut target) = (before.clone(), before);
+        let mut batch = Batch::default();
+        for (n, change) in changes.iter().enumerate() {
+            if happen(change, &mut source) {
+                add(change, &mut batch, &table);
+            }
+            if cuts.contains(&n) {
+                prop_assert_eq!(write(&std::mem::take(&mut batch), &mut target), Ok(()));
+                prop_assert_eq!(&source, &target);
+            }
+        }
+        prop_assert_eq!(write(&batch, &mut target), Ok(()));
+        prop_assert_eq!(source, target);
+    }
+}
+
+#[test]
+fn a_row_that_came_and_went_is_not_written() {
+    let (table, mut batch) = (table(), Batch::default());
+    add(&Change::Insert(1, 2, 3), &mut batch, &table);
+    add(&Change::Delete(1), &mut batch, &table);
+    let Some(Step::Changes(tables)) = batch.steps.first() else { panic!("no changes") };
+    let sorted = tables[0].sorted();
+    assert!(sorted.deletes.is_empty() && sorted.updates.is_empty() && sorted.inserts.is_empty());
+    assert_eq!(tables[0].counts, [1, 0, 1]);
+}
+
+#[test]
+fn a_new_key_without_all_values_ends_the_step() {
+    let (table, mut batch) = (table(), Batch::default());
+    add(&Change::Update(1, 2, None, Some(9)), &mut batch, &table);
+    add(&Change::Insert(1, 2, 3), &mut batch, &table);
+    assert!(matches!(
+        batch.steps[..],
+        [Step::Rekey { .. }, Step::Changes(_)] | [Step::Changes(_), Step::Rekey { .. }, Step::Changes(_)]
+    ));
+}
+
+#[test]
+fn rows_without_a_key_are_only_inserted() {
+    let mut keyless = (*table()).clone();
+    keyless.columns.iter_mut().for_each(|c| c.key = false);
+    let (table, mut batch) = (Arc::new(keyless), Batch::default());
+    for _ in 0..2 {
+        batch.insert(&table, tuple(&[Some(1), Some(2), Some(3)]));
+    }
+    assert!(!batch.update(&table, None, tuple(&[Some(1), Some(2), Some(3)])));
+    assert!(!batch.delete(&table, key_tuple(1)));
+    let Some(Step::Changes(tables)) = batch.steps.first() else { panic!("no changes") };
+    assert_eq!(tables[0].sorted().inserts.len(), 2);
+}

@@ -1,0 +1,394 @@
+//! Copies the rows that are there: in parallel, by ranges of blocks, all at one snapshot.
+//!
+//! Bytes pass from one COPY to the other unread. Each range is a transaction of its own on the target, which holds the progress row, so
+//! that a process that was replaced cannot write any more.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use catalog::event::Event;
+use catalog::task::TaskKind;
+use futures_util::{SinkExt, StreamExt};
+use pg::name::{quote_ident, quote_literal};
+use pg::{SqlState, TableName};
+use tokio::task::JoinSet;
+use tokio_postgres::CopyInSink;
+
+use crate::error::{Error, Problem};
+use crate::schema::{Leaf, TablePlan, TargetTable, Types, binary_columns, ddl};
+use crate::session::PeerSession;
+use crate::sink::postgres::open_writer;
+use crate::sink::progress_row;
+use crate::status::Tracker;
+use crate::worker::Context;
+
+/// Blocks of a range: 32 MiB of 8 KiB blocks.
+const RANGE_BLOCKS: i64 = 4096;
+
+/// Bytes that are gathered before they are handed to the target: the source sends each row by itself.
+const SEND_BYTES: usize = 128 << 10;
+
+/// How often progress is reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// From this version on, a range of ctids is read without reading the blocks before it.
+const TID_RANGE_SCAN: u32 = 140_000;
+
+/// Blocks of one relation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Range {
+    job: usize,
+    leaf: usize,
+    from: i64,
+    /// `None`: to the end, wherever that is in the snapshot.
+    to: Option<i64>,
+}
+
+/// One table to copy.
+pub struct Job {
+    /// The table.
+    pub plan: TablePlan,
+    /// The relations that hold its rows, with their sizes now.
+    pub leaves: Vec<Leaf>,
+    /// Keys and indexes are to be made after the copy.
+    pub make_indexes: bool,
+    select: String,
+    insert: String,
+    ranges_left: AtomicUsize,
+    blocks_done: AtomicI64,
+    rows: AtomicI64,
+    bytes: AtomicI64,
+}
+
+impl Job {
+    /// Prepares the copy of one table. It travels in binary when all its types mean the same on both sides, else as text.
+    pub fn new(
+        plan: TablePlan,
+        leaves: Vec<Leaf>,
+        make_indexes: bool,
+        types: &Types,
+        target: Option<&TargetTable>,
+    ) -> Job {
+        let columns: Vec<String> = plan.replicated_columns().map(|c| quote_ident(&c.name)).collect();
+        let columns = columns.join(", ");
+        let format = if binary_columns(&plan, types, target).0 { "binary" } else { "text" };
+        Job {
+            select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
+            insert: format!("copy {} ({columns}) from stdin (format {format})", plan.target_name.quoted()),
+            plan,
+            leaves,
+            make_indexes,
+            ranges_left: AtomicUsize::new(0),
+            blocks_done: AtomicI64::new(0),
+            rows: AtomicI64::new(0),
+            bytes: AtomicI64::new(0),
+        }
+    }
+
+    fn blocks(&self) -> i64 {
+        self.leaves.iter().map(|l| l.blocks).sum()
+    }
+
+    fn bytes_total(&self) -> i64 {
+        self.leaves.iter().map(|l| l.bytes).sum()
+    }
+
+    fn fraction(&self) -> f64 {
+        let done = self.blocks_done.load(Ordering::Relaxed) as f64;
+        if self.ranges_left.load(Ordering::Relaxed) == 0 { 1.0 } else { (done / self.blocks().max(1) as f64).min(1.0) }
+    }
+
+    fn select(&self, range: &Range) -> String {
+        let condition = match (range.from, range.to) {
+            (0, None) => String::new(),
+            (from, None) => format!(" where ctid >= '({from},0)'"),
+            (from, Some(to)) => format!(" where ctid >= '({from},0)' and ctid < '({to},0)'"),
+        };
+        self.select.replace("{table}", &self.leaves[range.leaf].name.quoted()).replace("{range}", &condition)
+    }
+}
+
+/// Cuts the tables into ranges, the largest tables first. The last range of each is open, as the table may have grown.
+fn plan_ranges(jobs: &[Job], by_range: bool) -> VecDeque<Range> {
+    let mut order: Vec<usize> = (0..jobs.len()).collect();
+    order.sort_by_key(|n| std::cmp::Reverse(jobs[*n].blocks()));
+    let mut ranges = VecDeque::new();
+    for job in order {
+        for (leaf, relation) in jobs[job].leaves.iter().enumerate() {
+            let mut from = 0;
+            while by_range && relation.blocks - from > RANGE_BLOCKS {
+                ranges.push_back(Range { job, leaf, from, to: Some(from + RANGE_BLOCKS) });
+                from += RANGE_BLOCKS;
+            }
+            ranges.push_back(Range { job, leaf, from, to: None });
+        }
+    }
+    ranges
+}
+
+/// What the workers share.
+struct Shared {
+    jobs: Vec<Job>,
+    ranges: Mutex<VecDeque<Range>>,
+    snapshot: String,
+    context: Context,
+    tracker: Tracker,
+}
+
+/// Copies all tables as the snapshot shows them, makes their keys and indexes, and reports progress meanwhile.
+///
+/// # Errors
+/// [`Error::CopyAgain`] if a table was rewritten since the snapshot, or the snapshot is gone.
+pub async fn run(context: &Context, jobs: Vec<Job>, snapshot: String, source_version: u32) -> Result<(), Error> {
+    let ranges = plan_ranges(&jobs, source_version >= TID_RANGE_SCAN);
+    for range in &ranges {
+        jobs[range.job].ranges_left.fetch_add(1, Ordering::Relaxed);
+    }
+    let workers = context.mirror.options.copy_parallel_workers.min(ranges.len()).max(1);
+    let shared = Arc::new(Shared {
+        jobs,
+        ranges: Mutex::new(ranges),
+        snapshot,
+        context: context.clone(),
+        tracker: Tracker::default(),
+    });
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        running.spawn(work(shared.clone()));
+    }
+    let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+    // Dropping the set on an error or a stop ends the workers and closes their connections.
+    let result = loop {
+        tokio::select! {
+            finished = running.join_next() => match finished {
+                None => break Ok(()),
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => break Err(error),
+                Some(Err(panic)) => break Err(Error::Blocked(Problem::new(SqlState::INTERNAL_ERROR, format!("copy worker failed: {panic}")))),
+            },
+            _ = ticks.tick() => report(&shared).await?,
+            () = context.stop.wait() => break Err(Error::Stopped),
+        }
+    };
+    report(&shared).await?;
+    result
+}
+
+async fn report(shared: &Shared) -> Result<(), Error> {
+    let (mut done, mut all) = (0.0, 0.0);
+    for job in &shared.jobs {
+        let (fraction, size) = (job.fraction(), job.bytes_total().max(1) as f64);
+        done += fraction * size;
+        all += size;
+        shared.tracker.update_table(&job.plan.source.name, |status| {
+            status.bytes_total = Some(job.bytes_total());
+            status.bytes_copied = Some(job.bytes.load(Ordering::Relaxed));
+            status.rows_copied = Some(job.rows.load(Ordering::Relaxed));
+            status.copy_fraction = Some(fraction);
+        });
+    }
+    let Context { catalog, mirror, .. } = &shared.context;
+    shared.tracker.report_tables(catalog, mirror.id).await?;
+    // What follows the copy is the rest of the task.
+    catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95 * done / f64::max(all, 1.0)).await?;
+    Ok(())
+}
+
+async fn work(shared: Arc<Shared>) -> Result<(), Error> {
+    let mirror = &shared.context.mirror;
+    let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+    let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
+    loop {
+        let range = shared.ranges.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(range) = range else { return Ok(()) };
+        let job = &shared.jobs[range.job];
+        copy_range(&shared, job, &range, &source, &target).await?;
+        let leaf = &job.leaves[range.leaf];
+        let blocks = range.to.unwrap_or(leaf.blocks.max(range.from)) - range.from;
+        job.blocks_done.fetch_add(blocks, Ordering::Relaxed);
+        if job.ranges_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            finish_table(&shared, job, &target).await?;
+        }
+    }
+}
+
+async fn copy_range(
+    shared: &Shared,
+    job: &Job,
+    range: &Range,
+    source: &PeerSession,
+    target: &PeerSession,
+) -> Result<(), Error> {
+    let leaf = &job.leaves[range.leaf];
+    let table = leaf.name.quoted();
+    source.run("begin transaction isolation level repeatable read, read only").await?;
+    if let Err(error) = source.run(&format!("set transaction snapshot {}", quote_literal(&shared.snapshot))).await {
+        return Err(again("the snapshot of the copy is gone", error));
+    }
+    if let Err(error) = source.run(&format!("lock table {table} in access share mode")).await {
+        return Err(again(&format!("table \"{}\" was dropped or renamed during the copy", leaf.name), error));
+    }
+    check_not_rewritten(source, leaf).await?;
+    target.run("begin").await?;
+    progress_row::hold(target, &shared.context.mirror.object_name, shared.context.epoch).await?;
+    let rows = source.client.copy_out(&job.select(range)).await.map_err(|e| source.error(&e))?;
+    let sink: CopyInSink<Bytes> =
+        target.client.copy_in(&job.insert).await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
+    let mut rows = std::pin::pin!(rows);
+    let mut sink = std::pin::pin!(sink);
+    let mut gathered = BytesMut::with_capacity(SEND_BYTES);
+    while let Some(row) = rows.next().await {
+        gathered.extend_from_slice(&row.map_err(|e| source.error(&e))?);
+        if gathered.len() >= SEND_BYTES {
+            job.bytes.fetch_add(gathered.len() as i64, Ordering::Relaxed);
+            sink.send(gathered.split().freeze())
+                .await
+                .map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
+            gathered.reserve(SEND_BYTES);
+        }
+    }
+    job.bytes.fetch_add(gathered.len() as i64, Ordering::Relaxed);
+    sink.send(gathered.freeze()).await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
+    let copied = sink.finish().await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
+    target.run("commit").await?;
+    source.run("commit").await?;
+    job.rows.fetch_add(copied.cast_signed(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// A rewriting ALTER, TRUNCATE or VACUUM FULL that committed after the snapshot leaves the snapshot an empty table to read, without any
+/// error. The catalog as the snapshot shows it then names another file than the table has now.
+async fn check_not_rewritten(source: &PeerSession, leaf: &Leaf) -> Result<(), Error> {
+    let query = "select c.relfilenode = pg_catalog.pg_relation_filenode(c.oid::pg_catalog.regclass) from pg_catalog.pg_class c where c.oid = $1";
+    let row = source.client.query_opt(query, &[&leaf.oid]).await.map_err(|e| source.error(&e))?;
+    match row.and_then(|r| r.get::<_, Option<bool>>(0)) {
+        Some(true) => Ok(()),
+        _ => Err(Error::CopyAgain(
+            Problem::new(
+                SqlState::WRONG_STATE,
+                format!("table \"{}\" was rewritten or truncated during the copy", leaf.name),
+            )
+            .detail("The copy's snapshot no longer shows its rows."),
+        )),
+    }
+}
+
+fn again(what: &str, error: Error) -> Error {
+    match error {
+        Error::Blocked(problem) => {
+            Error::CopyAgain(Problem::new(problem.sqlstate, what).detail(format!("{}.", problem.message)))
+        }
+        other => other,
+    }
+}
+
+fn in_table(table: &TableName, error: Error) -> Error {
+    match error {
+        Error::Blocked(problem) => {
+            let detail = problem.detail.clone().map(|d| format!("{d} ")).unwrap_or_default();
+            Error::Blocked(problem.detail(format!("{detail}It happened while copying to table \"{table}\".")))
+        }
+        other => other,
+    }
+}
+
+/// Makes keys and indexes of a table whose rows are all there, and lets the target look at them.
+async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Result<(), Error> {
+    let name = &job.plan.source.name;
+    shared.tracker.update_table(name, |s| s.state = Some("indexing"));
+    if job.make_indexes {
+        let indexes_too = shared.context.mirror.options.copy_indexes;
+        for index in job.plan.source.indexes.iter().filter(|i| i.primary || i.identity || indexes_too) {
+            let statement = ddl::create_index(&job.plan, index);
+            let needed = index.primary || index.identity;
+            if let Err(error) = make_index(target, &statement, &index.name).await {
+                match error {
+                    Error::Blocked(problem) if !needed => {
+                        let event =
+                            Event::warning("schema", format!("index \"{}\" was not created on the target", index.name))
+                                .detail(format!("{}.", problem.message));
+                        shared.context.event(&event).await?;
+                    }
+                    other => return Err(in_table(&job.plan.target_name, other)),
+                }
+            }
+        }
+    }
+    target.run(&format!("analyze {}", job.plan.target_name.quoted())).await?;
+    shared.tracker.update_table(name, |s| s.state = Some("copied"));
+    Ok(())
+}
+
+/// An index's name is one of its schema's names, and may be taken there by another table's index: then the target chooses one.
+async fn make_index(target: &PeerSession, statement: &str, name: &str) -> Result<(), Error> {
+    match target.run(statement).await {
+        Err(Error::Blocked(problem)) if problem.sqlstate.as_str() == "42P07" => {
+            let quoted = quote_ident(name);
+            let unnamed = statement.replacen(&format!("add constraint {quoted} "), "add ", 1).replacen(
+                &format!("index {quoted} on"),
+                "index on",
+                1,
+            );
+            target.run(&unnamed).await
+        }
+        other => other,
+    }
+}
+
+/// Target tables by name, as [`crate::schema::introspect::target_tables`] describes them.
+pub type Targets = HashMap<TableName, TargetTable>;
+
+#[cfg(test)]
+mod tests {
+    use catalog::mirror::ColumnChoice;
+
+    use super::*;
+    use crate::schema::{RowIdentity, SourceTable};
+
+    fn job(name: &str, blocks: &[i64]) -> Job {
+        let table = TableName::new("public", name);
+        let leaf = |(n, blocks): (usize, &i64)| Leaf {
+            oid: 1,
+            name: TableName::new("public", format!("{name}{n}")),
+            blocks: *blocks,
+            bytes: blocks * 8192,
+        };
+        let source = SourceTable {
+            oid: 1,
+            name: table.clone(),
+            columns: Vec::new(),
+            identity: RowIdentity::InsertsOnly,
+            indexes: Vec::new(),
+        };
+        let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default() };
+        Job::new(plan, blocks.iter().enumerate().map(leaf).collect(), false, &Types::new(), None)
+    }
+
+    #[test]
+    fn ranges_cover_every_block_once_and_end_open() {
+        let jobs = [job("small", &[3]), job("large", &[2 * RANGE_BLOCKS + 1]), job("empty", &[0])];
+        let ranges: Vec<Range> = plan_ranges(&jobs, true).into();
+        let of = |job: usize| ranges.iter().filter(move |r| r.job == job).map(|r| (r.from, r.to)).collect::<Vec<_>>();
+        assert_eq!(of(1), [(0, Some(RANGE_BLOCKS)), (RANGE_BLOCKS, Some(2 * RANGE_BLOCKS)), (2 * RANGE_BLOCKS, None)]);
+        assert_eq!((of(0), of(2)), (vec![(0, None)], vec![(0, None)]));
+        assert_eq!(ranges[0].job, 1, "the largest table comes first");
+    }
+
+    #[test]
+    fn without_range_scans_a_relation_is_one_range() {
+        assert_eq!(plan_ranges(&[job("large", &[100_000])], false).len(), 1);
+    }
+
+    #[test]
+    fn each_partition_is_read_by_itself() {
+        let jobs = [job("parts", &[1, 1])];
+        let statements: Vec<String> = plan_ranges(&jobs, true).iter().map(|r| jobs[0].select(r)).collect();
+        assert!(
+            statements[0].contains("only \"public\".\"parts0\")") && statements[1].contains("\"parts1\""),
+            "{statements:?}"
+        );
+    }
+}

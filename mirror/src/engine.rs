@@ -1,0 +1,315 @@
+//! Which mirrors run in this process: compares what the catalog wants with what is, and acts.
+//!
+//! Any number of processes may do this on one catalog. Leases keep them from doing the same work; the epoch on the target, not the
+//! lease, keeps a late one from writing.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use catalog::Catalog;
+use catalog::event::Event;
+use catalog::lease::Assignment;
+use catalog::task::TaskKind;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{Id, JoinSet};
+use tracing::Instrument;
+
+use crate::error::Error;
+use crate::removal;
+use crate::state::{Action, Local, reconcile};
+use crate::worker::{self, Context, Outcome, Stop};
+
+/// How long a lease holds without being renewed.
+const LEASE_TTL: Duration = Duration::from_secs(15);
+
+/// How often leases are renewed.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the catalog is looked at without having been notified.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a shutdown waits for workers to finish their batches.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Who this process is.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Its identity, kept across restarts and used by one process at a time.
+    pub node_id: String,
+    /// The machine's name.
+    pub host: String,
+    /// What it runs: all or engine.
+    pub role: &'static str,
+}
+
+/// A worker of this process.
+struct Worker {
+    mirror: String,
+    local: Local,
+    stop: watch::Sender<bool>,
+    waited_for: Arc<Notify>,
+}
+
+/// The engine's state.
+struct Engine {
+    catalog: Catalog,
+    node_id: Arc<str>,
+    options: EngineOptions,
+    workers: HashMap<i64, Worker>,
+    running: JoinSet<Outcome>,
+    tasks: HashMap<Id, i64>,
+    removals: JoinSet<i64>,
+    removing: HashSet<i64>,
+    renewed: Instant,
+}
+
+/// Runs mirrors until `shutdown` says otherwise; then stops them, resumable, and gives their leases back.
+///
+/// A catalog that cannot be reached is waited for.
+///
+/// # Errors
+/// None today; a caller takes an end by itself for a failure.
+pub async fn run(catalog: Catalog, options: EngineOptions, mut shutdown: watch::Receiver<bool>) -> Result<(), Error> {
+    let mut engine = Engine {
+        catalog,
+        node_id: options.node_id.as_str().into(),
+        options,
+        workers: HashMap::new(),
+        running: JoinSet::new(),
+        tasks: HashMap::new(),
+        removals: JoinSet::new(),
+        removing: HashSet::new(),
+        renewed: Instant::now(),
+    };
+    let mut notifications: Option<mpsc::Receiver<String>> = None;
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
+    let mut renew = tokio::time::interval(RENEW_INTERVAL);
+    let mut starting = true;
+    loop {
+        if notifications.is_none() {
+            notifications = engine.catalog.listen().await.ok();
+        }
+        let woken = tokio::select! {
+            () = async { let _ = shutdown.wait_for(|stop| *stop).await; } => break,
+            _ = poll.tick() => true,
+            _ = renew.tick() => {
+                engine.renew(starting).await;
+                starting = false;
+                false
+            }
+            payload = receive(&mut notifications) => engine.notified(payload),
+            Some(finished) = engine.running.join_next_with_id() => {
+                let (task, outcome) = match finished {
+                    Ok((task, outcome)) => (task, outcome),
+                    // A panic is a bug in ours; the mirror waits for a person, the others go on.
+                    Err(panic) => (panic.id(), Outcome::GaveUp),
+                };
+                engine.worker_ended(task, outcome).await;
+                true
+            }
+            Some(finished) = engine.removals.join_next() => {
+                if let Ok(mirror_id) = finished {
+                    engine.removing.remove(&mirror_id);
+                }
+                false
+            }
+        };
+        if woken && let Err(error) = engine.reconcile().await {
+            tracing::warn!(error = %error, "catalog cannot be read");
+        }
+    }
+    engine.shut_down().await;
+    Ok(())
+}
+
+/// Waits for a notification; forever when nobody listens. A broken session ends the listening, and the caller begins anew.
+async fn receive(notifications: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+    match notifications {
+        None => std::future::pending().await,
+        Some(receiver) => {
+            let payload = receiver.recv().await;
+            if payload.is_none() {
+                *notifications = None;
+            }
+            payload
+        }
+    }
+}
+
+impl Engine {
+    /// A statement said something; returns whether everything is to be looked at. `wait:name` only asks the mirror to hurry.
+    fn notified(&self, payload: Option<String>) -> bool {
+        let payload = payload.unwrap_or_default();
+        let Some(name) = payload.strip_prefix("wait:") else { return true };
+        for worker in self.workers.values().filter(|w| w.mirror == name) {
+            worker.waited_for.notify_one();
+        }
+        false
+    }
+
+    async fn reconcile(&mut self) -> Result<(), Error> {
+        let assignments = self.catalog.assignments(&self.node_id).await?;
+        let known: HashSet<i64> = assignments.iter().map(|a| a.mirror_id).collect();
+        for assignment in &assignments {
+            let local = self.workers.get(&assignment.mirror_id).map_or(Local::None, |w| w.local.clone());
+            match reconcile(assignment, &local) {
+                Action::Nothing => {}
+                Action::Stop => self.stop(assignment.mirror_id),
+                Action::Start => self.start(assignment).await?,
+                Action::NotePaused => self.note_paused(assignment).await?,
+            }
+        }
+        let dropped: Vec<i64> = self.workers.keys().filter(|id| !known.contains(id)).copied().collect();
+        for mirror_id in dropped {
+            match self.workers[&mirror_id].local {
+                Local::Running(_) => self.stop(mirror_id),
+                Local::Stopping => {}
+                Local::None | Local::GaveUp(_) => drop(self.workers.remove(&mirror_id)),
+            }
+        }
+        self.remove_dropped().await
+    }
+
+    fn stop(&mut self, mirror_id: i64) {
+        if let Some(worker) = self.workers.get_mut(&mirror_id) {
+            worker.stop.send_replace(true);
+            worker.local = Local::Stopping;
+        }
+    }
+
+    async fn start(&mut self, assignment: &Assignment) -> Result<(), Error> {
+        let id = assignment.mirror_id;
+        let Some(epoch) = self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await? else { return Ok(()) };
+        let (stop, wish) = Stop::new();
+        let waited_for = Arc::new(Notify::new());
+        let local = Local::Running(assignment.generation.clone());
+        let worker = Worker { mirror: assignment.name.clone(), local, stop, waited_for: waited_for.clone() };
+        self.workers.insert(id, worker);
+        let mirror = match self.catalog.mirror(id).await {
+            Ok(Some(mirror)) => mirror,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let error = Error::from(error);
+                return self.cannot_start(assignment, error).await;
+            }
+        };
+        let span = tracing::info_span!(
+            "mirror",
+            mirror = mirror.name,
+            source = mirror.source_name,
+            target = mirror.target_name,
+            slot = mirror.object_name
+        );
+        let context = Context::new(self.catalog.clone(), self.node_id.clone(), mirror, epoch, wish, waited_for);
+        let handle = self.running.spawn(worker::run(context).instrument(span));
+        self.tasks.insert(handle.id(), id);
+        Ok(())
+    }
+
+    /// A mirror whose definition cannot be read, above all because a secret cannot be opened, waits for a person.
+    async fn cannot_start(&mut self, assignment: &Assignment, error: Error) -> Result<(), Error> {
+        let id = assignment.mirror_id;
+        let (Error::Blocked(problem), Some(worker)) = (&error, self.workers.get_mut(&id)) else {
+            self.workers.remove(&id);
+            return Err(error);
+        };
+        worker.local = Local::GaveUp(assignment.generation.clone());
+        let failure = catalog::mirror::Failure {
+            sqlstate: problem.sqlstate,
+            message: problem.message.clone(),
+            detail: problem.detail.clone(),
+            hint: problem.hint.clone(),
+            attempt: 1,
+            retry_in: None,
+        };
+        self.catalog.set_mirror_failure(id, "blocked", &failure).await?;
+        self.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, true).await?;
+        Ok(())
+    }
+
+    async fn note_paused(&mut self, assignment: &Assignment) -> Result<(), Error> {
+        let id = assignment.mirror_id;
+        if self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await?.is_none() {
+            return Ok(());
+        }
+        if assignment.state != "paused" {
+            self.catalog.set_mirror_state(id, "paused").await?;
+            self.catalog.record_event(id, &assignment.name, &self.node_id, &Event::info("state", "paused")).await?;
+        }
+        self.catalog.advance_tasks(id, TaskKind::PauseMirror, 1.0).await?;
+        self.catalog.release_leases(&[id], &self.node_id).await?;
+        Ok(())
+    }
+
+    async fn worker_ended(&mut self, task: Id, outcome: Outcome) {
+        let Some(id) = self.tasks.remove(&task) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match (outcome, &worker.local) {
+            (Outcome::GaveUp, Local::Running(generation)) => worker.local = Local::GaveUp(generation.clone()),
+            _ => drop(self.workers.remove(&id)),
+        }
+        // Nothing of it runs here any more, so anybody may take it.
+        if outcome != Outcome::Fenced {
+            let _ = self.catalog.release_leases(&[id], &self.node_id).await;
+        }
+    }
+
+    /// Prolongs the leases. Workers whose lease is gone, or could not be renewed for two thirds of its time, stop by themselves.
+    async fn renew(&mut self, starting: bool) {
+        if let Err(error) =
+            self.catalog.report_node(&self.node_id, &self.options.host, self.options.role, starting).await
+        {
+            tracing::warn!(error = %error, "node not reported");
+        }
+        let running = |w: &Worker| matches!(w.local, Local::Running(_) | Local::Stopping);
+        let held: Vec<i64> = self.workers.iter().filter(|(_, w)| running(w)).map(|(id, _)| *id).collect();
+        let lost: Vec<i64> = match self.catalog.renew_leases(&held, &self.node_id, LEASE_TTL).await {
+            Ok(kept) => {
+                self.renewed = Instant::now();
+                // A dropped mirror's lease is still there, so what is missing was taken.
+                held.into_iter().filter(|id| !kept.contains(id)).collect()
+            }
+            Err(_) if self.renewed.elapsed() > LEASE_TTL * 2 / 3 => held,
+            Err(_) => Vec::new(),
+        };
+        for mirror_id in lost {
+            tracing::warn!(mirror_id, "lease lost");
+            self.stop(mirror_id);
+        }
+    }
+
+    async fn remove_dropped(&mut self) -> Result<(), Error> {
+        for order in self.catalog.due_removals().await? {
+            let id = order.mirror_id;
+            if self.workers.contains_key(&id) || self.removing.contains(&id) {
+                continue;
+            }
+            if self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await?.is_none() {
+                continue;
+            }
+            self.removing.insert(id);
+            let (catalog, node_id) = (self.catalog.clone(), self.node_id.clone());
+            self.removals.spawn(async move {
+                removal::run(&catalog, &node_id, &order).await;
+                id
+            });
+        }
+        Ok(())
+    }
+
+    async fn shut_down(&mut self) {
+        let ids: Vec<i64> = self.workers.keys().copied().collect();
+        for id in &ids {
+            self.stop(*id);
+        }
+        let all = async { while self.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_PATIENCE, all).await.is_err() {
+            tracing::warn!("mirrors did not stop in time; they resume where the target is");
+            self.running.shutdown().await;
+        }
+        if let Err(error) = self.catalog.release_leases(&ids, &self.node_id).await {
+            tracing::warn!(error = %error, "leases not given back; they expire");
+        }
+    }
+}

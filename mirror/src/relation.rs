@@ -1,0 +1,155 @@
+//! How a source relation's rows become a target table's rows.
+
+use pg::SqlState;
+use pg::TableName;
+use pg::name::quote_ident;
+use pg::pgoutput::{Relation, Tuple, Value};
+
+use crate::error::Problem;
+use crate::schema::{TargetTable, TypeInfo};
+
+/// One column of a row on its way to the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedColumn {
+    /// Where the value is in a tuple.
+    pub position: usize,
+    /// The column on the target.
+    pub target: String,
+    /// The column's type on the target, as SQL.
+    pub target_type: String,
+    /// The type in which the value is staged, as SQL: what its bytes are.
+    pub staged_type: String,
+    /// The staged value needs an explicit cast to the target's type.
+    pub cast: bool,
+    /// It is part of the key.
+    pub key: bool,
+    /// `GENERATED ALWAYS AS IDENTITY` on the target: an UPDATE may not set it.
+    pub identity_always: bool,
+}
+
+impl MappedColumn {
+    /// Returns the staged value as the target wants it; `column` is the staged column, as SQL.
+    pub fn value(&self, column: &str) -> String {
+        if self.cast { format!("{column}::{}", self.target_type) } else { column.to_owned() }
+    }
+
+    /// Returns the target column, quoted.
+    pub fn quoted(&self) -> String {
+        quote_ident(&self.target)
+    }
+}
+
+/// A relation as the source describes it now, mapped onto its target table.
+#[derive(Clone, Debug)]
+pub struct TableMap {
+    /// The relation's oid on the source.
+    pub oid: u32,
+    /// The table on the source.
+    pub source: TableName,
+    /// The table on the target.
+    pub target: TableName,
+    /// The columns that are written, in the order of the source's tuples.
+    pub columns: Vec<MappedColumn>,
+    /// Old rows come whole (replica identity FULL), so unchanged values can be taken from them.
+    pub whole_old_rows: bool,
+    /// Values go to the target as they are, without staging types or casts.
+    pub direct: bool,
+    /// The target has unique or exclusion constraints besides the key: rows may collide on their way to where they do not.
+    pub other_unique: bool,
+    /// The target has an identity column that an UPDATE may not set and that is not in the key: such rows are replaced.
+    pub replace: bool,
+}
+
+impl TableMap {
+    /// Maps what the source just described onto the target table.
+    ///
+    /// `binary` says whether values come in binary. `key` are the columns by which rows are found, `None` when there are none.
+    ///
+    /// # Errors
+    /// [`Problem`] 42703 if the target lacks a column that the mirror takes.
+    pub fn new(
+        relation: &Relation,
+        target: &TargetTable,
+        types: impl Fn(u32) -> Option<TypeInfo>,
+        takes: impl Fn(&str) -> bool,
+        key: Option<&[String]>,
+        binary: bool,
+    ) -> Result<TableMap, Problem> {
+        let source = TableName::new(&relation.schema, &relation.name);
+        let mut columns = Vec::new();
+        let mut direct = binary;
+        for (position, column) in relation.columns.iter().enumerate() {
+            if !takes(&column.name) {
+                continue;
+            }
+            let Some(found) = target.columns.iter().find(|c| c.name == column.name) else {
+                return Err(missing_column(&source, target, &column.name));
+            };
+            if found.generated {
+                continue;
+            }
+            let (staged_type, cast) = if !binary {
+                ("pg_catalog.text".to_owned(), true)
+            } else if let Some(of_source) = types(column.type_oid).filter(|t| t.builtin && t.oid != found.type_oid) {
+                // The bytes are of the source's type; the assignment to the target's column converts them.
+                direct = false;
+                (of_source.sql, false)
+            } else {
+                (found.type_sql.clone(), false)
+            };
+            columns.push(MappedColumn {
+                position,
+                target: found.name.clone(),
+                target_type: found.type_sql.clone(),
+                staged_type,
+                cast,
+                key: key.is_some_and(|k| k.contains(&column.name)),
+                identity_always: found.identity_always,
+            });
+        }
+        Ok(TableMap {
+            oid: relation.oid,
+            source,
+            target: target.name.clone(),
+            replace: columns.iter().any(|c| c.identity_always && !c.key),
+            columns,
+            whole_old_rows: relation.identity == pg::pgoutput::Identity::Full,
+            direct,
+            other_unique: target.other_unique,
+        })
+    }
+
+    /// Returns whether rows can be found on the target.
+    pub fn has_key(&self) -> bool {
+        self.columns.iter().any(|c| c.key)
+    }
+
+    /// Returns the bytes of a row's key, each value with its length; `None` when the table has no key, or the row lacks a value of it.
+    ///
+    /// Equal bytes mean the same row: a row that is there has one representation at a time, and what changes it sends the old one.
+    pub fn key_of(&self, tuple: &Tuple) -> Option<Box<[u8]>> {
+        let mut key = Vec::with_capacity(24);
+        let mut values = tuple.values();
+        let mut next = 0;
+        for column in self.columns.iter().filter(|c| c.key) {
+            let value = values.nth(column.position - next)?;
+            next = column.position + 1;
+            match value {
+                Value::Text(bytes) | Value::Binary(bytes) => {
+                    key.extend_from_slice(&u32::try_from(bytes.len()).ok()?.to_be_bytes());
+                    key.extend_from_slice(bytes);
+                }
+                Value::Null | Value::Unchanged => return None,
+            }
+        }
+        if key.is_empty() { None } else { Some(key.into()) }
+    }
+}
+
+fn missing_column(source: &TableName, target: &TargetTable, column: &str) -> Problem {
+    Problem::new(
+        SqlState::UNDEFINED_COLUMN,
+        format!("column \"{column}\" of source table \"{source}\" does not exist in target table \"{}\"", target.name),
+    )
+    .hint("Add the column on the target, then RESUME MIRROR; nothing is lost meanwhile.")
+}

@@ -1,0 +1,252 @@
+//! What tables look like on both sides, as values: read by [`introspect`], turned into statements by [`ddl`].
+
+pub mod ddl;
+pub mod introspect;
+
+use std::collections::HashMap;
+
+use catalog::mirror::ColumnChoice;
+use pg::{SqlState, TableName};
+
+use crate::error::Problem;
+
+/// A type as a column has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypeInfo {
+    /// Its oid on that server.
+    pub oid: u32,
+    /// Its name as SQL, with schema unless it is built in.
+    pub sql: String,
+    /// It is built in: the oid means the same on every server.
+    pub builtin: bool,
+    /// Its binary form means the same on every server.
+    pub binary_safe: bool,
+}
+
+/// A column of a source table.
+#[derive(Clone, Debug)]
+pub struct SourceColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type's oid.
+    pub type_oid: u32,
+    /// Its type with modifiers, as SQL.
+    pub type_sql: String,
+    /// Its collation when it is not the type's own, as SQL.
+    pub collation: Option<String>,
+    /// It is NOT NULL.
+    pub not_null: bool,
+    /// Its default, as SQL.
+    pub default: Option<String>,
+    /// The generated column's expression, as SQL; such a column is not replicated but computed.
+    pub generated: Option<String>,
+    /// `GENERATED … AS IDENTITY`: `a` always, `d` by default.
+    pub identity: Option<char>,
+}
+
+/// How rows of a source table are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowIdentity {
+    /// By these columns of a unique, immediate index.
+    Key(Vec<String>),
+    /// Not at all: only inserts can be replicated.
+    InsertsOnly,
+    /// By whole rows without a unique key.
+    WholeRow,
+}
+
+/// An index or constraint to be made after the copy.
+#[derive(Clone, Debug)]
+pub struct SourceIndex {
+    /// Its name.
+    pub name: String,
+    /// It is the primary key.
+    pub primary: bool,
+    /// It is unique.
+    pub unique: bool,
+    /// It belongs to a constraint, whose definition (as SQL) this is.
+    pub constraint: Option<String>,
+    /// What follows the table's name in `CREATE INDEX`: `USING btree (…) …`.
+    pub definition: String,
+    /// The rows' identity depends on it.
+    pub identity: bool,
+}
+
+/// A relation that holds rows: the table itself, or a partition.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: TableName,
+    /// Blocks it had when the copy was planned.
+    pub blocks: i64,
+    /// Bytes it had, TOAST included.
+    pub bytes: i64,
+}
+
+/// A table on the source.
+#[derive(Clone, Debug)]
+pub struct SourceTable {
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: TableName,
+    /// Its columns, generated ones included.
+    pub columns: Vec<SourceColumn>,
+    /// How rows are found.
+    pub identity: RowIdentity,
+    /// Its indexes.
+    pub indexes: Vec<SourceIndex>,
+}
+
+/// A column of a target table.
+#[derive(Clone, Debug)]
+pub struct TargetColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type's oid there.
+    pub type_oid: u32,
+    /// Its type without modifiers, as SQL.
+    pub type_sql: String,
+    /// It is computed by the target.
+    pub generated: bool,
+    /// `GENERATED ALWAYS AS IDENTITY`.
+    pub identity_always: bool,
+    /// It must be given a value: NOT NULL and without default.
+    pub required: bool,
+}
+
+/// A table on the target.
+#[derive(Clone, Debug)]
+pub struct TargetTable {
+    /// Its name.
+    pub name: TableName,
+    /// Its columns.
+    pub columns: Vec<TargetColumn>,
+    /// Column sets of its unique, immediate, whole indexes.
+    pub unique_keys: Vec<Vec<String>>,
+    /// It has unique or exclusion constraints besides one on the mirror's key. Set when the key is known.
+    pub other_unique: bool,
+    /// It has exclusion constraints, or unique indexes that are partial, on expressions or deferrable.
+    pub odd_unique: bool,
+    /// It holds at least one row.
+    pub has_rows: bool,
+}
+
+impl TargetTable {
+    /// Notes which of the unique keys is the mirror's: the others can make rows collide.
+    pub fn set_key(&mut self, key: Option<&[String]>) {
+        let same = |unique: &Vec<String>| key.is_some_and(|k| same_set(unique, k));
+        self.other_unique = self.odd_unique || self.unique_keys.iter().any(|u| !same(u));
+    }
+
+    /// Returns whether rows can be found by these columns through an index.
+    pub fn has_key(&self, key: &[String]) -> bool {
+        self.unique_keys.iter().any(|unique| same_set(unique, key))
+    }
+}
+
+fn same_set(a: &[String], b: &[String]) -> bool {
+    a.len() == b.len() && a.iter().all(|c| b.contains(c))
+}
+
+/// One table of a mirror, with what both sides say of it.
+#[derive(Clone, Debug)]
+pub struct TablePlan {
+    /// On the source.
+    pub source: SourceTable,
+    /// Its name on the target.
+    pub target_name: TableName,
+    /// Which of its columns the mirror takes.
+    pub columns: ColumnChoice,
+}
+
+impl TablePlan {
+    /// Returns the columns that are copied and streamed: those that the mirror takes and the source does not compute.
+    pub fn replicated_columns(&self) -> impl Iterator<Item = &SourceColumn> {
+        self.source.columns.iter().filter(|c| c.generated.is_none() && self.columns.takes(&c.name))
+    }
+
+    /// Returns the columns by which rows are found; `None` when only inserts can be replicated.
+    pub fn key(&self) -> Option<&[String]> {
+        match &self.source.identity {
+            RowIdentity::Key(columns) => Some(columns),
+            RowIdentity::InsertsOnly | RowIdentity::WholeRow => None,
+        }
+    }
+
+    /// Returns what a person should know of this table.
+    pub fn warning(&self) -> Option<String> {
+        matches!(self.source.identity, RowIdentity::InsertsOnly).then(|| {
+            "It has no primary key and no replica identity: only INSERT and TRUNCATE are replicated, UPDATE and DELETE are not.".to_owned()
+        })
+    }
+
+    /// Checks that what the target has can take the rows.
+    ///
+    /// # Errors
+    /// [`Problem`] naming what is missing.
+    pub fn check_target(&self, target: &TargetTable) -> Result<(), Problem> {
+        for column in self.replicated_columns() {
+            if !target.columns.iter().any(|c| c.name == column.name) {
+                return Err(Problem::new(
+                    SqlState::UNDEFINED_COLUMN,
+                    format!("target table \"{}\" lacks column \"{}\"", target.name, column.name),
+                )
+                .hint("Add the column, or exclude it from the mirror."));
+            }
+        }
+        let taken = |name: &str| self.replicated_columns().any(|c| c.name == name);
+        if let Some(column) = target.columns.iter().find(|c| c.required && !taken(&c.name)) {
+            return Err(Problem::new(
+                SqlState::from_text("23502").expect("five characters"),
+                format!(
+                    "column \"{}\" of target table \"{}\" must have a value and the source has none",
+                    column.name, target.name
+                ),
+            )
+            .hint("Give the column a default, or allow NULL."));
+        }
+        match self.key() {
+            Some(key) if !target.has_key(key) => Err(Problem::new(
+                SqlState::WRONG_STATE,
+                format!("target table \"{}\" has no unique index on ({})", target.name, key.join(", ")),
+            )
+            .detail("Rows are found by these columns, the source's primary key or replica identity.")
+            .hint("Create a unique index on these columns on the target.")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Types by their oid on the source.
+pub type Types = HashMap<u32, TypeInfo>;
+
+/// Returns whether all values of these tables can travel in binary: their types mean the same on both sides.
+pub fn all_binary(plans: &[TablePlan], types: &Types, targets: &HashMap<TableName, TargetTable>) -> bool {
+    plans.iter().all(|plan| binary_columns(plan, types, targets.get(&plan.target_name)).1)
+}
+
+/// Returns whether a table can be copied in binary (types are equal), and whether it can be streamed in binary (they are equal, or
+/// built in so that the target can convert them).
+pub fn binary_columns(plan: &TablePlan, types: &Types, target: Option<&TargetTable>) -> (bool, bool) {
+    let mut result = (true, true);
+    for column in plan.replicated_columns() {
+        let of_target = target.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
+        let (Some(of_source), Some(of_target)) = (types.get(&column.type_oid), of_target) else {
+            return (false, false);
+        };
+        // User-defined types have other oids on each server; they are the same type when they have the same name.
+        let same =
+            if of_source.builtin { of_source.oid == of_target.type_oid } else { of_source.sql == of_target.type_sql };
+        result.0 &= of_source.binary_safe && same;
+        result.1 &= of_source.binary_safe && (same || (of_source.builtin && of_target.type_oid < FIRST_USER_OID));
+    }
+    result
+}
+
+/// The first oid that is not built in.
+///
+/// Source: PostgreSQL docs, system-catalog-initial-data, "OID Assignment".
+pub const FIRST_USER_OID: u32 = 12_000;

@@ -1,0 +1,216 @@
+//! Reads what tables look like from a server's system catalogs.
+//!
+//! Sessions have an empty search path here, so that every name that the server prints is complete.
+
+use std::collections::HashMap;
+
+use pg::TableName;
+use tokio_postgres::{Client, Row};
+
+use super::{
+    FIRST_USER_OID, Leaf, RowIdentity, SourceColumn, SourceIndex, SourceTable, TargetColumn, TargetTable, TypeInfo,
+    Types,
+};
+
+type SqlResult<T> = Result<T, tokio_postgres::Error>;
+
+/// Returns the tables that a mirror of everything takes: ordinary and partitioned tables, without partitions, system schemas,
+/// temporary and unlogged tables, extensions' own tables and Peergate's own schema.
+pub async fn list_tables(client: &Client) -> SqlResult<Vec<TableName>> {
+    let query = "
+        select n.nspname::text, c.relname::text
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p'
+          and n.nspname not in ('pg_catalog', 'information_schema', 'peergate') and n.nspname not like 'pg\\_toast%'
+          and not exists (select from pg_catalog.pg_depend d
+                          where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
+        order by 1, 2";
+    Ok(client
+        .query(query, &[])
+        .await?
+        .iter()
+        .map(|r| TableName::new(r.get::<_, &str>(0), r.get::<_, &str>(1)))
+        .collect())
+}
+
+/// Describes a source table; `None` if there is none of that name, or it is no table.
+pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option<SourceTable>> {
+    let query = "
+        select c.oid, c.relreplident::text
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
+    let Some(row) = client.query_opt(query, &[&name.schema, &name.name]).await? else { return Ok(None) };
+    let (oid, replica_identity): (u32, String) = (row.get(0), row.get(1));
+    let columns = source_columns(client, oid).await?;
+    let indexes = source_indexes(client, oid, &replica_identity).await?;
+    let identity = match indexes.iter().find(|(_, i)| i.identity).map(|(columns, _)| columns.clone()) {
+        Some(columns) => RowIdentity::Key(columns),
+        None if replica_identity == "f" => RowIdentity::WholeRow,
+        None => RowIdentity::InsertsOnly,
+    };
+    let indexes = indexes.into_iter().map(|(_, index)| index).collect();
+    Ok(Some(SourceTable { oid, name: name.clone(), columns, identity, indexes }))
+}
+
+async fn source_columns(client: &Client, oid: u32) -> SqlResult<Vec<SourceColumn>> {
+    let query = "
+        select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+               pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text, a.attidentity::text,
+               case when a.attcollation <> t.typcollation
+                    then (select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname)
+                          from pg_catalog.pg_collation c join pg_catalog.pg_namespace n on n.oid = c.collnamespace
+                          where c.oid = a.attcollation) end
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = a.atttypid
+        left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
+        order by a.attnum";
+    let column = |row: &Row| {
+        let generated = !row.get::<_, &str>(5).is_empty();
+        let expression: Option<String> = row.get(4);
+        SourceColumn {
+            name: row.get(0),
+            type_oid: row.get(1),
+            type_sql: row.get(2),
+            not_null: row.get(3),
+            default: expression.clone().filter(|_| !generated),
+            generated: expression.filter(|_| generated),
+            identity: row.get::<_, &str>(6).chars().next(),
+            collation: row.get(7),
+        }
+    };
+    Ok(client.query(query, &[&oid]).await?.iter().map(column).collect())
+}
+
+/// Indexes with their key columns. Marked as identity is the one that the rows' identity depends on: the replica identity's, and with
+/// FULL the primary key, by which whole old rows can be found just as well.
+async fn source_indexes(
+    client: &Client,
+    oid: u32,
+    replica_identity: &str,
+) -> SqlResult<Vec<(Vec<String>, SourceIndex)>> {
+    let query = "
+        select ic.relname::text, i.indisprimary, i.indisunique,
+               case when k.oid is not null then pg_catalog.pg_get_constraintdef(k.oid) end,
+               pg_catalog.pg_get_indexdef(i.indexrelid), am.amname::text,
+               i.indimmediate and i.indisunique and i.indpred is null and i.indexprs is null
+                   and case $2 when 'd' then i.indisprimary when 'f' then i.indisprimary when 'i' then i.indisreplident else false end,
+               array(select a.attname::text from pg_catalog.unnest(i.indkey[0:i.indnkeyatts - 1]) with ordinality u (attnum, n)
+                     join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum order by u.n)
+
+        from pg_catalog.pg_index i
+        join pg_catalog.pg_class c on c.oid = i.indrelid
+        join pg_catalog.pg_class ic on ic.oid = i.indexrelid
+        join pg_catalog.pg_am am on am.oid = ic.relam
+        left join pg_catalog.pg_constraint k on k.conindid = i.indexrelid and k.conrelid = i.indrelid and k.contype in ('p', 'u', 'x')
+        where i.indrelid = $1 and i.indisvalid
+        order by i.indisprimary desc, ic.relname";
+    let index = |row: &Row| {
+        let (whole, method): (&str, &str) = (row.get(4), row.get(5));
+        // The statement that the server prints names the table; what follows is the same for every table.
+        let using = format!(" USING {method} (");
+        let definition = whole.find(&using).map_or("", |at| &whole[at + 1..]).to_owned();
+        let columns: Vec<String> = row.get(7);
+        let index = SourceIndex {
+            name: row.get(0),
+            primary: row.get(1),
+            unique: row.get(2),
+            constraint: row.get(3),
+            definition,
+            identity: row.get(6),
+        };
+        (columns, index)
+    };
+    Ok(client.query(query, &[&oid, &replica_identity]).await?.iter().map(index).collect())
+}
+
+/// Returns the relations that hold a table's rows, with their sizes now: itself, or its partitions at every level.
+pub async fn leaves(client: &Client, oid: u32) -> SqlResult<Vec<Leaf>> {
+    let query = "
+        select c.oid, n.nspname::text, c.relname::text,
+               pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int8, pg_catalog.pg_table_size(c.oid)
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where c.relkind = 'r'
+          and (c.oid = $1 or c.oid in (select t.relid from pg_catalog.pg_partition_tree($1::oid::regclass) t where t.isleaf))
+        order by 4 desc, c.oid";
+    let leaf = |row: &Row| Leaf {
+        oid: row.get(0),
+        name: TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)),
+        blocks: row.get(3),
+        bytes: row.get(4),
+    };
+    Ok(client.query(query, &[&oid]).await?.iter().map(leaf).collect())
+}
+
+/// Returns all built-in types and those given, by oid.
+///
+/// Binary forms are trusted where they mean the same on every server: built-in types but those that stand for an oid (`regclass`),
+/// enums (their label) and domains over such types. Arrays of user-defined types, composites and extensions' types are not.
+pub async fn types(client: &Client, oids: &[u32]) -> SqlResult<Types> {
+    let query = "
+        with recursive link as (
+            select t.oid as root, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory, t.typsend <> 0 as sends
+            from pg_catalog.pg_type t where t.oid < $1 or t.oid = any ($2)
+            union all
+            select l.root, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory, t.typsend <> 0
+            from link l join pg_catalog.pg_type t
+                on t.oid = case when l.typtype = 'd' then l.typbasetype when l.typcategory = 'A' then l.typelem else 0 end
+        )
+        select l.root, pg_catalog.format_type(l.root, null), l.root < $1,
+               bool_and(l.sends and (l.typtype in ('d', 'e')
+                   or (l.oid < $1 and l.typtype in ('b', 'r', 'm') and pg_catalog.format_type(l.oid, null) not like 'reg%')))
+        from link l group by l.root";
+    let info = |row: Row| {
+        let info = TypeInfo { oid: row.get(0), sql: row.get(1), builtin: row.get(2), binary_safe: row.get(3) };
+        (info.oid, info)
+    };
+    Ok(client.query(query, &[&FIRST_USER_OID, &oids]).await?.into_iter().map(info).collect())
+}
+
+/// Describes the target tables of these names that exist.
+pub async fn target_tables(client: &Client, names: &[&TableName]) -> SqlResult<HashMap<TableName, TargetTable>> {
+    let mut tables = HashMap::new();
+    for name in names {
+        if let Some(table) = target_table(client, name).await? {
+            tables.insert((*name).clone(), table);
+        }
+    }
+    Ok(tables)
+}
+
+async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<TargetTable>> {
+    let find = "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
+    let Some(row) = client.query_opt(find, &[&name.schema, &name.name]).await? else { return Ok(None) };
+    let oid: u32 = row.get(0);
+    let query = "
+        select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, null), a.attgenerated <> '', a.attidentity = 'a',
+               a.attnotnull and not a.atthasdef and a.attidentity = ''
+        from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum";
+    let column = |row: &Row| TargetColumn {
+        name: row.get(0),
+        type_oid: row.get(1),
+        type_sql: row.get(2),
+        generated: row.get(3),
+        identity_always: row.get(4),
+        required: row.get(5),
+    };
+    let columns = client.query(query, &[&oid]).await?.iter().map(column).collect();
+    let query = "
+        select i.indimmediate and i.indpred is null and i.indexprs is null and not i.indisexclusion,
+               array(select a.attname::text from pg_catalog.unnest(i.indkey[0:i.indnkeyatts - 1]) with ordinality u (attnum, n)
+                     join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum order by u.n)
+        from pg_catalog.pg_index i where i.indrelid = $1 and (i.indisunique or i.indisexclusion) and i.indisvalid";
+    let uniques = client.query(query, &[&oid]).await?;
+    let (plain, odd): (Vec<&Row>, Vec<&Row>) = uniques.iter().partition(|r| r.get(0));
+    let query = format!("select exists (select from {})", name.quoted());
+    let has_rows = client.query_one(&query, &[]).await?.get(0);
+    Ok(Some(TargetTable {
+        name: name.clone(),
+        columns,
+        unique_keys: plain.iter().map(|r| r.get(1)).collect(),
+        other_unique: false,
+        odd_unique: !odd.is_empty(),
+        has_rows,
+    }))
+}

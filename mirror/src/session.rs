@@ -1,0 +1,65 @@
+//! SQL sessions on peers, with the settings pinned that decide how values look.
+
+use catalog::connect::{Attempt, Connector, server_version};
+use catalog::peer::PeerOptions;
+use tokio_postgres::Client;
+
+use crate::error::Error;
+
+/// Both ends must read and write values alike, whatever their roles' and databases' own settings are. Nothing of ours is cut short
+/// by a timeout that was meant for applications.
+const PINNED: &str = "
+    set client_encoding = 'UTF8';
+    set datestyle = 'ISO, YMD';
+    set intervalstyle = 'postgres';
+    set timezone = 'UTC';
+    set extra_float_digits = 3;
+    set bytea_output = 'hex';
+    set search_path = '';
+    set statement_timeout = 0;
+    set lock_timeout = 0;
+    set idle_in_transaction_session_timeout = 0;
+    set row_security = off;
+    set jit = off;
+    set client_min_messages = warning;
+";
+
+/// A session on a peer.
+pub struct PeerSession {
+    /// The peer's name, for messages.
+    pub peer: String,
+    /// The session.
+    pub client: Client,
+    /// How it was reached: a further connection goes to the same server.
+    pub attempt: Attempt,
+    /// The server's version, such as 150018.
+    pub version: u32,
+}
+
+impl PeerSession {
+    /// Opens a session on `peer`.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] with what the server or the system said.
+    pub async fn open(peer: &str, options: &PeerOptions) -> Result<PeerSession, Error> {
+        let connector = Connector::new(options).map_err(|e| Error::connect(peer, e))?;
+        let (client, attempt) = connector.connect().await.map_err(|e| Error::connect(peer, e))?;
+        let session = PeerSession { peer: peer.to_owned(), version: 0, attempt: attempt.clone(), client };
+        session.run(PINNED).await?;
+        let version = server_version(&session.client).await.map_err(|e| session.error(&e))?;
+        Ok(PeerSession { version, ..session })
+    }
+
+    /// Runs statements that give no rows.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn run(&self, statements: &str) -> Result<(), Error> {
+        self.client.batch_execute(statements).await.map_err(|e| self.error(&e))
+    }
+
+    /// Sorts an error of this session.
+    pub fn error(&self, error: &tokio_postgres::Error) -> Error {
+        Error::sql(&self.peer, error)
+    }
+}

@@ -1,0 +1,116 @@
+//! The mirror's row on the target: how far it is, and who may write.
+//!
+//! The row lives with the data and is written in the same transaction, so the two can never disagree, whatever dies.
+
+use pg::Lsn;
+
+use crate::error::Error;
+use crate::session::PeerSession;
+
+/// Held while the schema is made or removed, so that mirrors on one target do not trip over each other. `peergate` in ASCII.
+const LOCK: &str = "select pg_catalog.pg_advisory_xact_lock(8098991003110929509)";
+
+/// What is made on the target. One lane today; the key has room for more.
+const SCHEMA: &str = "
+    create schema if not exists peergate;
+    create table if not exists peergate.progress (
+        mirror      text not null,
+        lane        integer not null,
+        epoch       bigint not null,
+        applied_lsn pg_lsn not null,
+        commit_time timestamptz,
+        updated_at  timestamptz not null default now(),
+        primary key (mirror, lane)
+    ) with (fillfactor = 10);
+    comment on table  peergate.progress             is 'How far each Peergate mirror is on this target. Written in the same transaction as the rows.';
+    comment on column peergate.progress.mirror      is 'The mirror''s object name, which its slot on the source has too.';
+    comment on column peergate.progress.lane        is 'Which of the mirror''s streams.';
+    comment on column peergate.progress.epoch       is 'The owner that may write; an older one is refused.';
+    comment on column peergate.progress.applied_lsn is 'All source WAL before this is applied; 0/0: the copy is not complete.';
+    comment on column peergate.progress.commit_time is 'When the last applied transaction was committed on the source.';
+    comment on column peergate.progress.updated_at  is 'When this row was last written.';
+";
+
+/// Makes the row if it is missing and takes it over: from now on an older owner writes nothing.
+///
+/// A transaction that the older owner has open is waited for; what it committed is in the returned position.
+///
+/// # Errors
+/// [`Error::Fenced`] if a newer owner has the row.
+pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn, Error> {
+    // The lock's answer is of no interest, hence one string for all.
+    target.run(&format!("begin; {LOCK}; {SCHEMA} commit")).await?;
+    let statement = "
+        insert into peergate.progress as p (mirror, lane, epoch, applied_lsn) values ($1, 0, $2, '0/0')
+        on conflict (mirror, lane) do update set epoch = excluded.epoch, updated_at = pg_catalog.now() where p.epoch <= excluded.epoch
+        returning applied_lsn::text";
+    let row = target.client.query_opt(statement, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
+    let row = row.ok_or(Error::Fenced)?;
+    row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&target.peer, e))
+}
+
+/// Checks, within the transaction of the session, that the epoch is still ours, and keeps it so until the transaction ends.
+///
+/// # Errors
+/// [`Error::Fenced`] if another process has taken over.
+pub async fn hold(target: &PeerSession, mirror: &str, epoch: i64) -> Result<(), Error> {
+    let query = "select from peergate.progress where mirror = $1 and lane = 0 and epoch = $2 for share";
+    let row = target.client.query_opt(query, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
+    row.map(|_| ()).ok_or(Error::Fenced)
+}
+
+/// Moves the position, within the transaction of the session.
+///
+/// # Errors
+/// [`Error::Fenced`] if the row is not as we left it: another process has taken over.
+pub async fn advance(
+    target: &PeerSession,
+    mirror: &str,
+    epoch: i64,
+    from: Lsn,
+    to: Lsn,
+    commit_time: Option<i64>,
+) -> Result<(), Error> {
+    let statement = "
+        update peergate.progress
+        set applied_lsn = $4::text::pg_lsn, updated_at = pg_catalog.now(),
+            commit_time = coalesce('2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond', commit_time)
+        where mirror = $1 and lane = 0 and epoch = $2 and applied_lsn = $3::text::pg_lsn";
+    let commit_time = commit_time.map(|t| t as f64);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+        [&mirror, &epoch, &from.to_string(), &to.to_string(), &commit_time];
+    match target.client.execute(statement, &parameters).await.map_err(|e| target.error(&e))? {
+        1 => Ok(()),
+        _ => Err(Error::Fenced),
+    }
+}
+
+/// Removes the mirror's row, and what we made on the target when it was the last one.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
+    let exists = "select pg_catalog.to_regclass('peergate.progress') is not null";
+    let row = target.client.query_one(exists, &[]).await.map_err(|e| target.error(&e))?;
+    if !row.get::<_, bool>(0) {
+        return Ok(());
+    }
+    // The catalog may live in the same database, and then has the schema for itself: it is removed only when it is empty.
+    let statement = format!(
+        "begin; {LOCK};
+        delete from peergate.progress where mirror = {};
+        do $$
+        begin
+            if not exists (select from peergate.progress) then
+                drop table peergate.progress;
+                if not exists (select from pg_catalog.pg_class where relnamespace = 'peergate'::regnamespace)
+                   and not exists (select from pg_catalog.pg_proc where pronamespace = 'peergate'::regnamespace) then
+                    drop schema peergate;
+                end if;
+            end if;
+        end $$;
+        commit",
+        pg::name::quote_literal(mirror),
+    );
+    target.run(&statement).await
+}

@@ -1,0 +1,83 @@
+//! The mirror's slot, as SQL sees it. Making it and streaming from it is [`super::replication`]'s.
+
+use pg::{Lsn, SqlState};
+
+use crate::error::{Error, Problem};
+use crate::progress::SlotFacts;
+use crate::session::PeerSession;
+
+/// Returns what the source says of the slot; `None` when it is not there.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn facts(source: &PeerSession, slot: &str) -> Result<Option<SlotFacts>, Error> {
+    // Columns that came with later versions are read from the row as a whole, and are NULL before.
+    let query = "
+        select s.confirmed_flush_lsn::text, s.wal_status = 'lost' or pg_catalog.to_jsonb(s) ->> 'invalidation_reason' is not null, s.active_pid
+        from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.database = pg_catalog.current_database()";
+    let row = source.client.query_opt(query, &[&slot]).await.map_err(|e| source.error(&e))?;
+    Ok(row.map(|row| SlotFacts {
+        confirmed_flush: row.get::<_, Option<&str>>(0).and_then(|t| t.parse().ok()),
+        lost: row.get::<_, Option<bool>>(1).unwrap_or(false),
+        active_pid: row.get(2),
+    }))
+}
+
+/// Removes the slot if it is there; a walsender that still uses it is ended, since whoever holds the mirror's lease owns the slot.
+///
+/// # Errors
+/// [`Error::Transient`] 55006 while somebody else uses it.
+pub async fn drop(source: &PeerSession, slot: &str) -> Result<(), Error> {
+    free(source, slot).await?;
+    let statement = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots where slot_name = $1";
+    source.client.execute(statement, &[&slot]).await.map_err(|e| source.error(&e))?;
+    Ok(())
+}
+
+/// Ends a walsender that an earlier owner left behind, and waits until the slot is free.
+///
+/// # Errors
+/// [`Error::Transient`] 55006 if the slot is still in use after two seconds, or may not be freed.
+pub async fn free(source: &PeerSession, slot: &str) -> Result<(), Error> {
+    let terminate = "select pg_catalog.pg_terminate_backend(active_pid) from pg_catalog.pg_replication_slots
+                     where slot_name = $1 and active_pid is not null";
+    for _ in 0..20 {
+        match facts(source, slot).await? {
+            Some(SlotFacts { active_pid: Some(_), .. }) => {}
+            _ => return Ok(()),
+        }
+        // Without the privilege the walsender ends by itself, once it notices that nobody answers.
+        let _ = source.client.execute(terminate, &[&slot]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Err(Error::Transient(Problem::new(
+        SqlState::OBJECT_IN_USE,
+        format!("replication slot \"{slot}\" is in use by another session"),
+    )))
+}
+
+/// Returns the end of the source's WAL. It is written first: with `synchronous_commit = off`, a commit that users have seen may not be
+/// on disk, and a walsender sends only what is.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn push_wal(source: &PeerSession) -> Result<Lsn, Error> {
+    let query = "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                             else pg_catalog.pg_logical_emit_message(true, 'peergate', '') end::text";
+    read_lsn(source, query).await
+}
+
+/// Returns the end of the source's WAL, without writing anything.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn wal_end(source: &PeerSession) -> Result<Lsn, Error> {
+    let query = "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                             else pg_catalog.pg_current_wal_lsn() end::text";
+    read_lsn(source, query).await
+}
+
+async fn read_lsn(source: &PeerSession, query: &str) -> Result<Lsn, Error> {
+    let row = source.client.query_one(query, &[]).await.map_err(|e| source.error(&e))?;
+    row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&source.peer, e))
+}

@@ -1,0 +1,316 @@
+//! The start sequence: from nothing to a target that holds the source's rows as of a known position.
+//!
+//! preflight → locks → publication → target tables → slot with snapshot → copy, keys and indexes → progress row. The publication
+//! precedes the slot, which decodes with the catalogs of its time. The locks are held until the slot exists, so that no table changes
+//! its shape between being looked at and the snapshot; a rewrite after that is found out by the copy.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use catalog::event::Event;
+use catalog::mirror::{BegunTable, Mode, TableRow};
+use catalog::task::TaskKind;
+use pg::name::quote_ident;
+use pg::{SqlState, TableName};
+
+use crate::copy::{self, Job, Targets};
+use crate::error::{Error, Problem};
+use crate::schema::ddl::{self, Prerequisite};
+use crate::schema::introspect::{leaves, target_tables, types};
+use crate::schema::{TablePlan, Types};
+use crate::session::PeerSession;
+use crate::sink::postgres::PostgresSink;
+use crate::source::preflight::{self, Findings};
+use crate::source::replication::{CreatedSlot, ReplicationConnection};
+use crate::source::{publication, slot};
+use crate::state::MirrorState;
+use crate::worker::Context;
+
+/// What earlier attempts have done, by source table.
+type Begun = BTreeMap<TableName, BegunTable>;
+
+/// How long a lock on a source table may be waited for; others queue behind us meanwhile.
+const LOCK_TIMEOUT: &str = "set lock_timeout = '5s'";
+
+/// How long the locks are held while the slot waits for transactions that were open before it.
+const LOCKS_HELD_MAX: Duration = Duration::from_secs(20);
+
+/// Runs the start sequence. On return the target has the progress row at the copy's snapshot, and the catalog knows it.
+///
+/// # Errors
+/// [`Error::Blocked`] with all that preflight found; [`Error::CopyAgain`] if the source's tables changed under the copy.
+pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSink) -> Result<(), Error> {
+    let mirror = &context.mirror;
+    let begun = context.catalog.begun_tables(mirror.id).await?;
+    context.set_state(MirrorState::Preflight).await?;
+    let locks = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+    let (plans, targets) = check(context, &locks, sink.session(), &begun).await?;
+    remember_tables(context, &plans).await?;
+    if sink.triggers_fire() {
+        let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
+            .detail("The target's role may not set session_replication_role.")
+            .hint("GRANT SET ON PARAMETER session_replication_role (PostgreSQL 15 and later), or use a superuser.");
+        context.event(&event).await?;
+    }
+
+    context.set_state(MirrorState::Schema).await?;
+    let created = make_tables(context, source, sink.session(), &plans, &targets, &begun).await?;
+    let targets = describe_targets(sink.session(), &plans).await?;
+
+    context.set_state(MirrorState::Slot).await?;
+    slot::drop(source, &mirror.object_name).await?;
+    publication::create(source, &mirror.object_name, &plans).await?;
+    let with_copy = mirror.options.mode != Mode::StreamOnly;
+    let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
+    let identity = replication.identify_system().await?;
+    let made = make_slot(context, &mut replication, locks, with_copy, source.version).await?;
+    context.catalog.set_mirror_slot(mirror.id, &identity.system_id, identity.timeline, made.consistent_point).await?;
+    context
+        .event(&Event::info("copy", format!("slot \"{}\" made", mirror.object_name)).at(made.consistent_point))
+        .await?;
+
+    if let Some(snapshot) = made.snapshot.filter(|_| with_copy) {
+        context.set_state(MirrorState::Copying).await?;
+        context.catalog.set_all_tables_state(mirror.id, "copying").await?;
+        empty_tables(sink.session(), &plans, &targets).await?;
+        let types = column_types(source, &plans).await?;
+        let mut jobs = Vec::new();
+        for plan in plans {
+            let leaves = leaves(&source.client, plan.source.oid).await.map_err(|e| source.error(&e))?;
+            let make_indexes = created.contains(&plan.target_name);
+            jobs.push(Job::new(plan.clone(), leaves, make_indexes, &types, targets.get(&plan.target_name)));
+        }
+        copy::run(context, jobs, snapshot, source.version).await?;
+    }
+    // The snapshot lives as long as this connection.
+    drop(replication);
+    sink.record_copy(made.consistent_point).await?;
+    context.catalog.set_mirror_copied(mirror.id).await?;
+    context.event(&Event::info("copy", "copy complete").at(made.consistent_point)).await?;
+    if mirror.options.mode == Mode::CopyOnly {
+        slot::drop(source, &mirror.object_name).await?;
+        publication::drop(source, &mirror.object_name).await?;
+        context.catalog.set_all_tables_state(mirror.id, "copied").await?;
+    } else {
+        context.catalog.set_all_tables_state(mirror.id, "catchup").await?;
+    }
+    context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95).await?;
+    Ok(())
+}
+
+/// Preflight: finds the tables, locks them on `locks`, and checks both sides. All that is wrong is said at once.
+async fn check(
+    context: &Context,
+    locks: &PeerSession,
+    target: &PeerSession,
+    begun: &Begun,
+) -> Result<(Vec<TablePlan>, Targets), Error> {
+    let mirror = &context.mirror;
+    let mut findings = Findings::default();
+    let plans = preflight::plan_tables(mirror, locks, &mut findings).await?;
+    preflight::check_source(locks, &plans, &mut findings).await?;
+    preflight::check_target(target, &mut findings).await?;
+    let targets = describe_targets(target, &plans).await?;
+    for plan in &plans {
+        match targets.get(&plan.target_name) {
+            None if !mirror.options.create_tables || mirror.options.mode == Mode::StreamOnly => findings.add(
+                Problem::new(
+                    SqlState::UNDEFINED_TABLE,
+                    format!("target table \"{}\" does not exist", plan.target_name),
+                )
+                .hint("Create it, or use create_tables = true and a mode that copies."),
+            ),
+            None => {}
+            Some(_) if is_leftover(begun, plan, &targets) => {}
+            Some(found) => {
+                let filled = begun.get(&plan.source.name).is_some_and(|b| b.filled);
+                findings.check(plan.check_target(found));
+                if found.has_rows
+                    && !filled
+                    && !mirror.options.truncate_target
+                    && mirror.options.mode != Mode::StreamOnly
+                {
+                    findings.add(
+                        Problem::new(
+                            SqlState::WRONG_STATE,
+                            format!("target table \"{}\" is not empty", plan.target_name),
+                        )
+                        .detail("The copy would add to its rows.")
+                        .hint("Empty it, or create the mirror with truncate_target = true."),
+                    );
+                }
+            }
+        }
+    }
+    findings.into_result()?;
+    lock_tables(locks, &plans).await?;
+    // What was looked at before the locks may have changed until they were there.
+    let mut findings = Findings::default();
+    let locked = preflight::plan_tables(mirror, locks, &mut findings).await?;
+    findings.into_result()?;
+    if locked.len() != plans.len() || locked.iter().zip(&plans).any(|(a, b)| a.source.oid != b.source.oid) {
+        return Err(Error::CopyAgain(Problem::new(
+            SqlState::WRONG_STATE,
+            "tables of the source came or went during preflight",
+        )));
+    }
+    Ok((locked, targets))
+}
+
+/// Returns whether the target table is one that an earlier attempt created and did not finish: it may be dropped. It is noted before the
+/// table is made, so one that holds rows although none were written is somebody else's.
+fn is_leftover(begun: &Begun, plan: &TablePlan, targets: &Targets) -> bool {
+    let has_rows = targets.get(&plan.target_name).is_some_and(|t| t.has_rows);
+    begun.get(&plan.source.name).is_some_and(|b| b.created && (b.filled || !has_rows))
+}
+
+async fn lock_tables(locks: &PeerSession, plans: &[TablePlan]) -> Result<(), Error> {
+    let names: Vec<String> = plans.iter().map(|p| p.source.name.quoted()).collect();
+    locks.run(LOCK_TIMEOUT).await?;
+    locks.run(&format!("begin; lock table {} in access share mode", names.join(", "))).await
+}
+
+/// Describes the targets of these tables, with each mirror's key known to them.
+pub async fn describe_targets(target: &PeerSession, plans: &[TablePlan]) -> Result<Targets, Error> {
+    let names: Vec<&TableName> = plans.iter().map(|p| &p.target_name).collect();
+    let mut targets = target_tables(&target.client, &names).await.map_err(|e| target.error(&e))?;
+    for plan in plans {
+        if let Some(found) = targets.get_mut(&plan.target_name) {
+            found.set_key(plan.key());
+        }
+    }
+    Ok(targets)
+}
+
+/// Describes the built-in types and those of the tables' columns.
+pub async fn column_types(source: &PeerSession, plans: &[TablePlan]) -> Result<Types, Error> {
+    let oids: Vec<u32> = plans.iter().flat_map(|p| p.source.columns.iter().map(|c| c.type_oid)).collect();
+    types(&source.client, &oids).await.map_err(|e| source.error(&e))
+}
+
+async fn remember_tables(context: &Context, plans: &[TablePlan]) -> Result<(), Error> {
+    let rows: Vec<TableRow> = plans
+        .iter()
+        .map(|plan| TableRow {
+            source: plan.source.name.clone(),
+            target: plan.target_name.clone(),
+            key_columns: plan.key().map(<[String]>::to_vec),
+            warning: plan.warning(),
+        })
+        .collect();
+    context.catalog.set_tables(context.mirror.id, &rows).await?;
+    for row in rows.iter().filter(|r| r.warning.is_some()) {
+        let event = Event::warning("table", format!("only inserts into table \"{}\" are replicated", row.source))
+            .detail(row.warning.clone().unwrap_or_default())
+            .hint("Give it a primary key or a replica identity and create the mirror anew, if its rows are updated or deleted.");
+        context.event(&event).await?;
+    }
+    Ok(())
+}
+
+/// Makes what the target lacks, and returns the tables that are the mirror's own making, those of earlier attempts included.
+async fn make_tables(
+    context: &Context,
+    source: &PeerSession,
+    target: &PeerSession,
+    plans: &[TablePlan],
+    targets: &Targets,
+    begun: &Begun,
+) -> Result<Vec<TableName>, Error> {
+    let mirror = &context.mirror;
+    let mut created = Vec::new();
+    for plan in plans {
+        if is_leftover(begun, plan, targets) {
+            // Its keys and indexes would be in the way of the next copy.
+            target.run(&format!("drop table if exists {}", plan.target_name.quoted())).await?;
+            created.push(plan);
+        } else if !targets.contains_key(&plan.target_name) {
+            created.push(plan);
+        }
+    }
+    if created.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tables: Vec<_> = created.iter().map(|p| &p.source).collect();
+    for prerequisite in ddl::prerequisites(&source.client, &tables).await.map_err(|e| source.error(&e))? {
+        make_prerequisite(context, target, &prerequisite).await?;
+    }
+    for plan in &created {
+        context.catalog.set_table_created(mirror.id, &plan.source.name).await?;
+        make_schema(target, &plan.target_name.schema).await?;
+        target.run(&ddl::create_table(plan)).await?;
+        for statement in ddl::set_defaults(plan) {
+            // A default may call what the target does not have. Replicated rows bring their values, so it is no reason to stop.
+            if let Err(Error::Blocked(problem)) = target.run(&statement).await {
+                let event =
+                    Event::warning("schema", format!("a default of target table \"{}\" was not set", plan.target_name))
+                        .detail(format!("{}.", problem.message));
+                context.event(&event).await?;
+            }
+        }
+    }
+    let names: Vec<TableName> = created.iter().map(|p| p.target_name.clone()).collect();
+    context.event(&Event::info("schema", format!("{} tables created on the target", names.len()))).await?;
+    Ok(names)
+}
+
+async fn make_schema(target: &PeerSession, schema: &str) -> Result<(), Error> {
+    let exists = "select exists (select from pg_catalog.pg_namespace where nspname = $1)";
+    let row = target.client.query_one(exists, &[&schema]).await.map_err(|e| target.error(&e))?;
+    if row.get(0) { Ok(()) } else { target.run(&format!("create schema if not exists {}", quote_ident(schema))).await }
+}
+
+async fn make_prerequisite(context: &Context, target: &PeerSession, prerequisite: &Prerequisite) -> Result<(), Error> {
+    match prerequisite {
+        Prerequisite::Extension(name) => {
+            let exists = "select exists (select from pg_catalog.pg_extension where extname = $1)";
+            let row = target.client.query_one(exists, &[name]).await.map_err(|e| target.error(&e))?;
+            if row.get(0) {
+                return Ok(());
+            }
+            context.event(&Event::info("schema", format!("creating extension \"{name}\" on the target"))).await?;
+            // Its types are named with a schema nowhere, so it goes where such things are looked for.
+            target.run(&format!("create extension if not exists {} with schema public", quote_ident(name))).await
+        }
+        Prerequisite::Object { kind, name, schema, statement } => {
+            make_schema(target, schema).await?;
+            let find = if *kind == "type" { "to_regtype" } else { "to_regclass" };
+            let exists = format!("select pg_catalog.{find}($1) is not null");
+            let row = target.client.query_one(&exists, &[name]).await.map_err(|e| target.error(&e))?;
+            if row.get(0) { Ok(()) } else { target.run(statement).await }
+        }
+    }
+}
+
+/// Makes the slot while the locks are held, so that the snapshot shows the tables as they were looked at. A slot waits for older
+/// transactions; if that takes long, one of them may wait for our locks, which are then given up: the copy finds rewrites out by itself.
+async fn make_slot(
+    context: &Context,
+    replication: &mut ReplicationConnection,
+    locks: PeerSession,
+    with_snapshot: bool,
+    source_version: u32,
+) -> Result<CreatedSlot, Error> {
+    // The session that exports the snapshot sits in a transaction for as long as the copy takes.
+    replication.query("set idle_in_transaction_session_timeout = 0").await?;
+    let creation = replication.create_slot(&context.mirror.object_name, with_snapshot, source_version);
+    let mut creation = std::pin::pin!(creation);
+    tokio::select! {
+        made = &mut creation => return made,
+        () = tokio::time::sleep(LOCKS_HELD_MAX) => drop(locks),
+        () = context.stop.wait() => return Err(Error::Stopped),
+    }
+    context.event(&Event::info("copy", "the slot waits for older transactions on the source to end")).await?;
+    tokio::select! {
+        made = &mut creation => made,
+        () = context.stop.wait() => Err(Error::Stopped),
+    }
+}
+
+/// Empties the target tables that may hold rows: those of earlier attempts, and with truncate_target whatever is there. Together, so that
+/// foreign keys among them are no hindrance.
+async fn empty_tables(target: &PeerSession, plans: &[TablePlan], targets: &Targets) -> Result<(), Error> {
+    let full = |plan: &&TablePlan| targets.get(&plan.target_name).is_some_and(|t| t.has_rows);
+    let names: Vec<String> = plans.iter().filter(full).map(|p| p.target_name.quoted()).collect();
+    if names.is_empty() { Ok(()) } else { target.run(&format!("truncate table {}", names.join(", "))).await }
+}

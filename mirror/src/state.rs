@@ -1,0 +1,170 @@
+//! Where a mirror and its tables are, and what the engine does about a mirror. Pure.
+
+use catalog::lease::Assignment;
+use catalog::mirror::Mode;
+use pg::Lsn;
+
+/// Where a mirror is. Stored in `mirror_runtime.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorState {
+    /// Both sides are being checked; nothing was made. Entered by: the start sequence. On restart: checked again.
+    Preflight,
+    /// Types and tables are being made on the target. Entered after preflight. On restart: what is there is kept, the rest made.
+    Schema,
+    /// Publication and slot are being made. Entered after schema. On restart: both are made anew.
+    Slot,
+    /// Rows that are there are being copied. Entered when the slot's snapshot exists. On restart: copied anew, since the snapshot is gone.
+    Copying,
+    /// The copy is complete; changes since its snapshot are being applied. On restart: streams from the target's progress.
+    Catchup,
+    /// The target follows the source. Entered when it has reached the source's position. On restart: as catchup.
+    Running,
+    /// Nothing is written, because the user said so. On restart: stays so.
+    Paused,
+    /// Something failed that will pass; tried again at `retry_at`. On restart: tried at once.
+    Retrying,
+    /// Something failed that stays so until a person acts. On restart, or RESUME: tried once.
+    Blocked,
+    /// The source no longer has what the target lacks. Left by a new copy only.
+    ResyncRequired,
+    /// A copy that was all that was asked for is done. Final.
+    Completed,
+}
+
+impl MirrorState {
+    /// Returns the state's name in the catalog.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MirrorState::Preflight => "preflight",
+            MirrorState::Schema => "schema",
+            MirrorState::Slot => "slot",
+            MirrorState::Copying => "copying",
+            MirrorState::Catchup => "catchup",
+            MirrorState::Running => "running",
+            MirrorState::Paused => "paused",
+            MirrorState::Retrying => "retrying",
+            MirrorState::Blocked => "blocked",
+            MirrorState::ResyncRequired => "resync_required",
+            MirrorState::Completed => "completed",
+        }
+    }
+}
+
+/// Where an attempt begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// With the start sequence, as nothing that a copy needs has survived.
+    Anew,
+    /// With streaming.
+    Stream,
+    /// Nowhere: the copy was all.
+    Nothing,
+}
+
+/// Decides where an attempt begins, from what is durable: the catalog says that the copy is complete, or the target does, whose
+/// progress row is at the copy's snapshot before the catalog knows.
+pub fn begin(mode: Mode, copied: bool, snapshot: Option<Lsn>, applied: Lsn) -> Begin {
+    let copied_on_target = applied > Lsn::ZERO && snapshot == Some(applied);
+    match (copied || copied_on_target, mode) {
+        (true, Mode::CopyOnly) => Begin::Nothing,
+        (true, _) => Begin::Stream,
+        (false, _) => Begin::Anew,
+    }
+}
+
+/// What a process knows of a mirror's worker of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// There is none.
+    None,
+    /// It runs, for this generation of the definition.
+    Running(String),
+    /// It was told to stop and has not yet.
+    Stopping,
+    /// It gave up at this generation; only a new one, or a person's RESUME, gives it another attempt.
+    GaveUp(String),
+}
+
+/// What the engine does about one mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// Take the lease and start a worker.
+    Start,
+    /// Stop the worker.
+    Stop,
+    /// Take the lease and note that the mirror is paused.
+    NotePaused,
+}
+
+/// Compares what is wanted with what this process does.
+pub fn reconcile(assignment: &Assignment, local: &Local) -> Action {
+    match (assignment.wants_running, local) {
+        (_, Local::Stopping) => Action::Nothing,
+        (true, Local::Running(generation)) if *generation == assignment.generation => Action::Nothing,
+        (_, Local::Running(_)) => Action::Stop,
+        (true, _) if assignment.state == "completed" => Action::Nothing,
+        (true, Local::GaveUp(generation)) if *generation == assignment.generation => Action::Nothing,
+        (true, _) if assignment.free => Action::Start,
+        (false, _) if assignment.free && (assignment.state != "paused" || assignment.has_task) => Action::NotePaused,
+        _ => Action::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(wants_running: bool, free: bool, state: &str) -> Assignment {
+        Assignment {
+            mirror_id: 1,
+            name: "m".into(),
+            wants_running,
+            generation: "2".into(),
+            held: false,
+            free,
+            has_task: false,
+            state: state.into(),
+        }
+    }
+
+    fn running(generation: &str) -> Local {
+        Local::Running(generation.into())
+    }
+
+    #[test]
+    fn a_wanted_mirror_that_nobody_holds_is_started() {
+        assert_eq!(reconcile(&assignment(true, true, "created"), &Local::None), Action::Start);
+        assert_eq!(reconcile(&assignment(true, false, "running"), &Local::None), Action::Nothing);
+        assert_eq!(reconcile(&assignment(true, true, "completed"), &Local::None), Action::Nothing);
+    }
+
+    #[test]
+    fn a_changed_definition_restarts_and_an_unwanted_mirror_stops() {
+        assert_eq!(reconcile(&assignment(true, true, "running"), &running("2")), Action::Nothing);
+        assert_eq!(reconcile(&assignment(true, true, "running"), &running("1")), Action::Stop);
+        assert_eq!(reconcile(&assignment(false, true, "running"), &running("2")), Action::Stop);
+        assert_eq!(reconcile(&assignment(false, true, "running"), &Local::Stopping), Action::Nothing);
+        assert_eq!(reconcile(&assignment(false, true, "running"), &Local::None), Action::NotePaused);
+        assert_eq!(reconcile(&assignment(false, true, "paused"), &Local::None), Action::Nothing);
+    }
+
+    #[test]
+    fn what_gave_up_waits_for_a_person() {
+        assert_eq!(reconcile(&assignment(true, true, "blocked"), &Local::GaveUp("2".into())), Action::Nothing);
+        assert_eq!(reconcile(&assignment(true, true, "blocked"), &Local::GaveUp("1".into())), Action::Start);
+    }
+
+    #[test]
+    fn a_copy_is_repeated_unless_it_is_known_to_be_complete() {
+        let (mode, c) = (Mode::CopyAndStream, Some(Lsn(5)));
+        assert_eq!(begin(mode, false, None, Lsn::ZERO), Begin::Anew);
+        assert_eq!(begin(mode, false, c, Lsn::ZERO), Begin::Anew);
+        assert_eq!(begin(mode, false, c, Lsn(5)), Begin::Stream);
+        assert_eq!(begin(mode, true, c, Lsn(9)), Begin::Stream);
+        assert_eq!(begin(Mode::CopyOnly, true, c, Lsn(5)), Begin::Nothing);
+        // A progress row that is not of this snapshot belongs to an earlier life of the target.
+        assert_eq!(begin(mode, false, c, Lsn(4)), Begin::Anew);
+    }
+}

@@ -1,0 +1,156 @@
+//! What a running mirror tells the catalog about itself, at least each second while it is busy.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use catalog::Catalog;
+use catalog::mirror::{Applied, Status, TableStatus};
+use pg::{Lsn, TableName};
+use tokio::sync::{Notify, watch};
+
+use crate::error::Error;
+use crate::session::PeerSession;
+use crate::source::replication::postgres_clock;
+use crate::source::slot;
+
+/// How often the catalog is told while there is something to tell.
+const BUSY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the source is asked for its position.
+const SOURCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the catalog is told while a statement waits for it.
+const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What is told. Shared by the tasks of one mirror; each change marks it.
+#[derive(Clone, Default)]
+pub struct Tracker {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    status: Status,
+    /// Commit time of the oldest transaction that was received and is not applied.
+    oldest_pending: Option<i64>,
+    tables: BTreeMap<TableName, TableStatus>,
+    changed: bool,
+}
+
+impl Tracker {
+    /// Begins with what was applied in earlier lives of the mirror.
+    pub fn new(totals: Applied, applied: Lsn) -> Tracker {
+        let tracker = Tracker::default();
+        tracker.update(|s| {
+            s.totals = totals;
+            s.applied = applied;
+            s.flushed = applied;
+            s.received = applied;
+        });
+        tracker
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it holds the lock; if it did, what is told would still be whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is told of the mirror.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let mut inner = self.lock();
+        change(&mut inner.status);
+        inner.changed = true;
+    }
+
+    /// Notes the oldest transaction that waits to be applied, if any.
+    pub fn set_pending(&self, oldest_commit_time: Option<i64>) {
+        self.lock().oldest_pending = oldest_commit_time;
+    }
+
+    /// Changes what is told of a table.
+    pub fn update_table(&self, table: &TableName, change: impl FnOnce(&mut TableStatus)) {
+        let mut inner = self.lock();
+        if let Some(status) = inner.tables.get_mut(table) {
+            change(status);
+        } else {
+            change(inner.tables.entry(table.clone()).or_default());
+        }
+        inner.changed = true;
+    }
+
+    /// Takes what there is to tell, or `None` if nothing has changed.
+    fn take(&self) -> Option<(Status, Vec<(TableName, TableStatus)>)> {
+        let mut inner = self.lock();
+        if !std::mem::take(&mut inner.changed) && inner.oldest_pending.is_none() {
+            return None;
+        }
+        let waited = inner.oldest_pending.map_or(0, |oldest| postgres_clock().saturating_sub(oldest).max(0));
+        inner.status.lag = Duration::from_micros(waited.unsigned_abs());
+        let tables = std::mem::take(&mut inner.tables).into_iter().collect();
+        Some((inner.status.clone(), tables))
+    }
+
+    fn applied(&self) -> Lsn {
+        self.lock().status.applied
+    }
+
+    /// Tells the catalog what has changed since it was last told.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] if the catalog cannot be reached.
+    pub async fn report(&self, catalog: &Catalog, mirror_id: i64) -> Result<(), Error> {
+        if let Some((status, tables)) = self.take() {
+            catalog.set_mirror_status(mirror_id, &status).await?;
+            catalog.set_table_status(mirror_id, &tables).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the catalog how the tables stand, while there is no position yet.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] if the catalog cannot be reached.
+    pub async fn report_tables(&self, catalog: &Catalog, mirror_id: i64) -> Result<(), Error> {
+        if let Some((_, tables)) = self.take() {
+            catalog.set_table_status(mirror_id, &tables).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Reports until an error: at a steady pace while something changes, and promptly while a statement waits for the mirror.
+///
+/// `waited_for` wakes it when a WAIT FOR MIRROR begins; the position to reach is then put in `wanted`.
+///
+/// # Errors
+/// [`Error::Transient`] if the catalog or the source cannot be reached.
+pub async fn report_forever(
+    tracker: Tracker,
+    catalog: Catalog,
+    mirror_id: i64,
+    source: PeerSession,
+    waited_for: Arc<Notify>,
+    wanted: watch::Sender<Lsn>,
+) -> Result<std::convert::Infallible, Error> {
+    let mut sampled: Option<Instant> = None;
+    loop {
+        let waiting = *wanted.borrow() > tracker.applied();
+        let pause = if waiting { WAITED_FOR_INTERVAL } else { BUSY_INTERVAL };
+        let asked = tokio::select! {
+            () = waited_for.notified() => true,
+            () = tokio::time::sleep(pause) => false,
+        };
+        if asked || sampled.is_none_or(|at| at.elapsed() >= SOURCE_INTERVAL) {
+            // The clock is read before the position: whoever began to wait before it is served by the position.
+            let at = catalog.now().await?;
+            let position = if asked { slot::push_wal(&source).await? } else { slot::wal_end(&source).await? };
+            sampled = Some(Instant::now());
+            tracker.update(|s| s.source = Some((position, at)));
+            if asked {
+                wanted.send_replace(position);
+            }
+        }
+        tracker.report(&catalog, mirror_id).await?;
+    }
+}

@@ -1,0 +1,356 @@
+//! One mirror's life in this process: attempts, and what is done when one fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use catalog::Catalog;
+use catalog::event::Event;
+use catalog::mirror::{Failure, Mirror};
+use catalog::task::TaskKind;
+use pg::{Lsn, SqlState};
+use tokio::sync::{Notify, watch};
+
+use crate::apply::{Apply, Limits};
+use crate::assemble::{Assembler, Tables};
+use crate::error::{Error, Problem, retry_delay};
+use crate::progress::{Gap, check_continuity};
+use crate::schema::{TablePlan, all_binary};
+use crate::session::PeerSession;
+use crate::sink::postgres::PostgresSink;
+use crate::source::preflight::{Findings, plan_tables};
+use crate::source::replication::ReplicationConnection;
+use crate::source::{publication, slot};
+use crate::start;
+use crate::state::{Begin, MirrorState, begin};
+use crate::status::{Tracker, report_forever};
+
+/// Tells a worker to stop. Clones see the same wish.
+#[derive(Clone)]
+pub struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// Makes a wish that can be expressed later, by sending true.
+    pub fn new() -> (watch::Sender<bool>, Stop) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Stop(receiver))
+    }
+
+    /// Waits until the worker is to stop; also when nobody is left who could say so.
+    pub async fn wait(&self) {
+        let _ = self.0.clone().wait_for(|stop| *stop).await;
+    }
+}
+
+/// What all parts of a worker need.
+#[derive(Clone)]
+pub struct Context {
+    /// The catalog.
+    pub catalog: Catalog,
+    /// This process.
+    pub node_id: Arc<str>,
+    /// The mirror as it was when the worker began.
+    pub mirror: Arc<Mirror>,
+    /// The lease's epoch.
+    pub epoch: i64,
+    /// The wish to stop.
+    pub stop: Stop,
+    /// Woken when a statement begins to wait for the mirror.
+    pub waited_for: Arc<Notify>,
+    /// The target has caught up since the last failure.
+    ran_well: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Puts together what a worker needs.
+    pub fn new(
+        catalog: Catalog,
+        node_id: Arc<str>,
+        mirror: Mirror,
+        epoch: i64,
+        stop: Stop,
+        waited_for: Arc<Notify>,
+    ) -> Context {
+        let ran_well = Arc::new(AtomicBool::new(false));
+        Context { catalog, node_id, mirror: Arc::new(mirror), epoch, stop, waited_for, ran_well }
+    }
+
+    /// Writes the mirror's state, and that it changed.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] if the catalog cannot be reached.
+    pub async fn set_state(&self, state: MirrorState) -> Result<(), Error> {
+        tracing::info!(state = state.as_str(), "mirror state changed");
+        self.catalog.set_mirror_state(self.mirror.id, state.as_str()).await?;
+        self.event(&Event::info("state", state.as_str())).await
+    }
+
+    /// Records an event.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] if the catalog cannot be reached.
+    pub async fn event(&self, event: &Event) -> Result<(), Error> {
+        self.catalog.record_event(self.mirror.id, &self.mirror.name, &self.node_id, event).await?;
+        Ok(())
+    }
+}
+
+/// Why a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was told to.
+    Stopped,
+    /// A copy that was all that was asked for is done.
+    Completed,
+    /// A person must act.
+    GaveUp,
+    /// Another process has the mirror.
+    Fenced,
+}
+
+/// Runs a mirror until it is told to stop, it is done, or only a person can help.
+pub async fn run(context: Context) -> Outcome {
+    let mut attempt = 0;
+    loop {
+        let error = match attempt_once(&context).await {
+            Ok(()) => return Outcome::Completed,
+            Err(Error::Stopped) => return Outcome::Stopped,
+            Err(Error::Fenced) => {
+                tracing::warn!("another process has taken the mirror over");
+                return Outcome::Fenced;
+            }
+            Err(error) => error,
+        };
+        if context.ran_well.swap(false, Ordering::Relaxed) {
+            attempt = 0;
+        }
+        attempt += 1;
+        let (state, delay) = match error {
+            Error::Transient(_) | Error::CopyAgain(_) => (MirrorState::Retrying, Some(retry_delay(attempt))),
+            Error::ResyncRequired(_) => (MirrorState::ResyncRequired, None),
+            _ => (MirrorState::Blocked, None),
+        };
+        if let Some(problem) = error.problem() {
+            // The catalog itself may be what is out of reach: then the next attempt tells.
+            if let Err(error) = tell_failure(&context, state, problem, attempt, delay).await {
+                tracing::warn!(error = %error, "failure not recorded");
+            }
+        }
+        let Some(delay) = delay else { return Outcome::GaveUp };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = context.stop.wait() => return Outcome::Stopped,
+        }
+    }
+}
+
+async fn tell_failure(
+    context: &Context,
+    state: MirrorState,
+    problem: &Problem,
+    attempt: u32,
+    delay: Option<Duration>,
+) -> Result<(), Error> {
+    let name = state.as_str();
+    match delay {
+        Some(retry_in) => {
+            tracing::warn!(state = name, sqlstate = %problem.sqlstate, error = problem.message, attempt, ?retry_in, "mirror failed")
+        }
+        None => tracing::error!(state = name, sqlstate = %problem.sqlstate, error = problem.message, "mirror stopped"),
+    }
+    let id = context.mirror.id;
+    let failure = Failure {
+        sqlstate: problem.sqlstate,
+        message: problem.message.clone(),
+        detail: problem.detail.clone(),
+        hint: problem.hint.clone(),
+        attempt: attempt.cast_signed(),
+        retry_in: delay.map(|d| d.as_secs_f64()),
+    };
+    context.catalog.set_mirror_failure(id, name, &failure).await?;
+    let level = if delay.is_some() { "warning" } else { "error" };
+    let event = Event {
+        level,
+        sqlstate: Some(problem.sqlstate),
+        lsn: problem.lsn,
+        detail: problem.detail.clone(),
+        hint: problem.hint.clone(),
+        ..Event::info("error", format!("{name}: {}", problem.message))
+    };
+    context.event(&event).await?;
+    context.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, delay.is_none()).await?;
+    Ok(())
+}
+
+/// One attempt, from connecting to whatever ends it. `Ok` means that there is nothing more to do.
+async fn attempt_once(context: &Context) -> Result<(), Error> {
+    // What is durable may have changed since the last attempt.
+    let fresh = context.catalog.mirror(context.mirror.id).await?.ok_or(Error::Stopped)?;
+    let context = Context { mirror: Arc::new(fresh), ..context.clone() };
+    tokio::select! {
+        result = work(&context) => result,
+        // Streaming sees the wish itself and finishes its batch; everything before that is simply left.
+        () = async { context.stop.wait().await; tokio::time::sleep(STOP_PATIENCE).await } => Err(Error::Stopped),
+    }
+}
+
+/// How long a worker may take to stop by itself.
+const STOP_PATIENCE: Duration = Duration::from_secs(12);
+
+async fn work(context: &Context) -> Result<(), Error> {
+    let mirror = &context.mirror;
+    let (source, mut sink) = tokio::select! {
+        opened = open_both(context) => opened?,
+        () = context.stop.wait() => return Err(Error::Stopped),
+    };
+    loop {
+        match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
+            Begin::Nothing => {
+                context.set_state(MirrorState::Completed).await?;
+                context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
+                context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+                return Ok(());
+            }
+            Begin::Stream => return stream(context, source, sink).await,
+            Begin::Anew => {
+                if sink.applied() > Lsn::ZERO {
+                    return Err(unknown_progress(sink.applied()));
+                }
+                start::run(context, &source, &mut sink).await?;
+                // Begin again with what is durable now.
+                return Box::pin(attempt_once(context)).await;
+            }
+        }
+    }
+}
+
+fn unknown_progress(applied: Lsn) -> Error {
+    Error::ResyncRequired(
+        Problem::new(SqlState::WRONG_STATE, "the target has progress that the catalog does not know of")
+            .detail(format!(
+                "Its progress row is at {applied}. The catalog was set back, or restored from an older backup."
+            ))
+            .hint("Drop the mirror and create it anew."),
+    )
+}
+
+async fn open_both(context: &Context) -> Result<(PeerSession, PostgresSink), Error> {
+    let mirror = &context.mirror;
+    let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+    // The older owner, if there is one, is locked out here, before anything of what it may still do is looked at.
+    let sink = PostgresSink::open(&mirror.target_name, &mirror.target, &mirror.object_name, context.epoch).await?;
+    Ok((source, sink))
+}
+
+/// Streams from where the target is.
+async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> Result<(), Error> {
+    let mirror = &context.mirror;
+    context.set_state(MirrorState::Catchup).await?;
+    let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
+    let applied = check_start(context, &source, &mut replication, sink.applied()).await?;
+    let publications = publication::existing(&source, &mirror.object_name).await?;
+    if publications.is_empty() {
+        return Err(Error::Blocked(
+            Problem::new(
+                SqlState::UNDEFINED_OBJECT,
+                format!("publication \"{}\" does not exist on the source", mirror.object_name),
+            )
+            .hint("Create it again with the same tables, then RESUME MIRROR; or drop the mirror and create it anew."),
+        ));
+    }
+    let tables = look_up_tables(context, &source, &sink).await?;
+    slot::free(&source, &mirror.object_name).await?;
+    let stream = replication.start(&mirror.object_name, applied, &publications, tables.binary).await?;
+    let goal = slot::push_wal(&source).await?;
+    let tracker = Tracker::new(mirror.applied, applied);
+    let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
+    let limits = Limits {
+        rows: mirror.options.batch_rows_max,
+        bytes: mirror.options.batch_bytes_max,
+        sync_interval: mirror.options.sync_interval,
+    };
+    let mut apply =
+        Apply::new(stream, Assembler::new(tables, applied), sink, limits, applied, tracker.clone(), wanted_changes);
+    let caught_up = || async {
+        tracker.report(&context.catalog, mirror.id).await?;
+        context.catalog.set_all_tables_state(mirror.id, "live").await?;
+        context.set_state(MirrorState::Running).await?;
+        context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
+        context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+        context.ran_well.store(true, Ordering::Relaxed);
+        Ok(())
+    };
+    let reporter =
+        report_forever(tracker.clone(), context.catalog.clone(), mirror.id, source, context.waited_for.clone(), wanted);
+    let result = tokio::select! {
+        result = apply.run(&context.stop, goal, caught_up) => result,
+        result = reporter => result.map(|never| match never {}),
+    };
+    // What was applied last is told, whatever ended the stream; it is not what decides about the stream's end.
+    let _ = tracker.report(&context.catalog, mirror.id).await;
+    result
+}
+
+/// Checks that everything the target lacks will come, and returns where the target is.
+async fn check_start(
+    context: &Context,
+    source: &PeerSession,
+    replication: &mut ReplicationConnection,
+    applied: Lsn,
+) -> Result<Lsn, Error> {
+    let mirror = &context.mirror;
+    let identity = replication.identify_system().await?;
+    let slot = slot::facts(source, &mirror.object_name).await?;
+    let known = mirror.system_id.as_deref();
+    check_continuity(known, &identity.system_id, slot.as_ref(), Some(applied)).map_err(|gap| {
+        let (message, detail) = match gap {
+            Gap::OtherSystem => (
+                format!("peer \"{}\" is another server than the one that was copied", mirror.source_name),
+                format!("Its system identifier is {}, it was {}.", identity.system_id, known.unwrap_or_default()),
+            ),
+            Gap::SlotMissing => (
+                format!("replication slot \"{}\" does not exist on the source", mirror.object_name),
+                "What happened since the target's position may be gone.".to_owned(),
+            ),
+            Gap::SlotLost => (
+                format!("replication slot \"{}\" was invalidated by the source", mirror.object_name),
+                "The source has removed WAL that the target lacks.".to_owned(),
+            ),
+            Gap::SlotAhead { confirmed_flush, applied } => (
+                format!("replication slot \"{}\" is ahead of the target", mirror.object_name),
+                format!("The slot is at {confirmed_flush}, the target at {applied}: the target was set back, or the slot was made anew."),
+            ),
+            Gap::ProgressMissing => (
+                format!("the target has lost the progress of mirror \"{}\"", mirror.name),
+                "It was set back, restored, or cleaned up by hand.".to_owned(),
+            ),
+        };
+        Error::ResyncRequired(
+            Problem::new(SqlState::WRONG_STATE, message).detail(detail).hint("Drop the mirror and create it anew: only a new copy helps."),
+        )
+    })
+}
+
+/// Looks at the mirror's tables on both sides, as the stream's rows will need to know them.
+async fn look_up_tables(context: &Context, source: &PeerSession, sink: &PostgresSink) -> Result<Tables, Error> {
+    let mut findings = Findings::default();
+    let known = context.catalog.begun_tables(context.mirror.id).await?;
+    let mut plans: Vec<TablePlan> = plan_tables(&context.mirror, source, &mut findings).await?;
+    // Tables that came after the mirror was created are not part of it.
+    plans.retain(|plan| known.contains_key(&plan.source.name));
+    let targets = start::describe_targets(sink.session(), &plans).await?;
+    for plan in &plans {
+        match targets.get(&plan.target_name) {
+            Some(target) => findings.check(plan.check_target(target)),
+            None => findings.add(Problem::new(
+                SqlState::UNDEFINED_TABLE,
+                format!("target table \"{}\" does not exist", plan.target_name),
+            )),
+        }
+    }
+    findings.into_result()?;
+    let types = start::column_types(source, &plans).await?;
+    let binary = source.version >= 140_000 && all_binary(&plans, &types, &targets);
+    let plans = plans.into_iter().map(|plan| (plan.source.name.clone(), plan)).collect();
+    Ok(Tables { plans, targets, types, binary })
+}
