@@ -1,0 +1,285 @@
+//! `peergate serve` and `peergate rotate-key`: what is started in which order, and stopped in the reverse.
+//!
+//! The only file that knows gateway and engine. They meet in the catalog; here they only get the same one.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use catalog::Catalog;
+use catalog::connect::Connector;
+use catalog::peer::PeerOptions;
+use catalog::secret::Keyring;
+use gateway::config::{CatalogSource, Config};
+use gateway::embedded::{DataDir, EmbeddedCatalog, PasswordPlace, ROLE};
+use gateway::server::{Server, ServerOptions};
+use mirror::engine::{self, EngineOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long the engine may take to stop: it finishes or gives up the batch at hand, and resumes from the last durable one.
+const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs what the configuration says until SIGTERM or SIGINT, then stops it in order.
+///
+/// # Errors
+/// Whatever keeps it from starting, or makes gateway or engine end by themselves. What was started is stopped then too.
+pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut stop = StopSignal::new()?;
+    let directory = DataDir::lock(&config.data_dir)?;
+    let embedded = tokio::select! {
+        embedded = start_embedded(&config, &directory) => embedded?,
+        // A server that was just being started gets its end from the kernel.
+        () = stop.received() => return Ok(()),
+    };
+    let result = serve_on(&config, &directory, embedded.as_ref(), &mut stop).await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    tracing::info!("stopped");
+    result
+}
+
+async fn serve_on(
+    config: &Config,
+    directory: &DataDir,
+    embedded: Option<&EmbeddedCatalog>,
+    stop: &mut StopSignal,
+) -> anyhow::Result<()> {
+    let catalog = open_catalog(config, embedded)?;
+    tokio::select! {
+        migrated = catalog.migrate() => migrated.context("cannot migrate the catalog")?,
+        () = stop.received() => return Ok(()),
+    }
+    let mut gateway = None;
+    if config.role.runs_gateway() {
+        let mut options = ServerOptions::new(config.listen);
+        options.tls = config.tls.clone();
+        let server = Server::bind(options, catalog.clone()).await?;
+        let address = server.local_addr()?;
+        if !address.ip().is_loopback() && config.tls.is_none() {
+            tracing::info!(%address, "listening beyond this machine without TLS");
+        }
+        gateway = Some((address, Part::start(|shutdown| server.serve(shutdown))));
+    }
+    let mut engine = None;
+    if config.role.runs_engine() {
+        let options = EngineOptions { node_id: node_id(directory)?, host: host_name(), role: config.role.name() };
+        engine = Some(Part::start(|shutdown| engine::run(catalog.clone(), options, shutdown)));
+    }
+    announce(gateway.as_ref().map(|(address, _)| *address), embedded);
+    let mut gateway = gateway.map(|(_, part)| part);
+
+    let ended = tokio::select! {
+        () = stop.received() => None,
+        result = Part::ended(&mut gateway) => Some(result.context("the gateway has ended")),
+        result = Part::ended(&mut engine) => Some(result.context("the engine has ended")),
+    };
+    // The gateway first: what its sessions still finish may be work for the engine, and WAIT FOR needs it.
+    let drained = Part::stop(gateway, None).await;
+    let stopped = Part::stop(engine, Some(ENGINE_STOP_TIMEOUT)).await;
+    match ended {
+        Some(Ok(())) => anyhow::bail!("gateway or engine has ended by itself"),
+        Some(error) => error,
+        None => drained.and(stopped),
+    }
+}
+
+/// Seals all secrets with a new key. Processes that share the key file take it up at once.
+///
+/// # Errors
+/// If the key was given in the environment, or the catalog cannot be reached.
+pub(crate) async fn rotate_key(config: Config) -> anyhow::Result<()> {
+    let (embedded, _directory, catalog) = match DataDir::lock(&config.data_dir) {
+        Ok(directory) => {
+            let embedded = start_embedded(&config, &directory).await?;
+            let catalog = open_catalog(&config, embedded.as_ref())?;
+            (embedded, Some(directory), catalog)
+        }
+        // A running server is no obstacle: its embedded catalog is there to be used.
+        Err(gateway::embedded::EmbeddedError::InUse { .. }) => {
+            let options = match &config.catalog {
+                CatalogSource::External { url } => PeerOptions::from_uri(url.reveal())?,
+                CatalogSource::Embedded { password } => {
+                    let file = config.data_dir.join("password");
+                    let password = match password {
+                        Some(password) => password.reveal().to_owned(),
+                        None => fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?,
+                    };
+                    let host = config.data_dir.join("run").to_string_lossy().into_owned();
+                    embedded_options(host, 5432, password.trim_end().to_owned())
+                }
+            };
+            (None, None, Catalog::new(Connector::new(&options)?, keyring(&config)?)?)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let result = async {
+        catalog.migrate().await.context("cannot migrate the catalog")?;
+        // Before the new key is put in front, those that seal nothing any more are forgotten.
+        let in_use = catalog.reseal().await?;
+        catalog.keyring().rotate(&in_use)?;
+        catalog.reseal().await?;
+        anyhow::Ok(catalog.keyring().current_id()?)
+    };
+    let result = result.await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    println!("peergate: all secrets are sealed with the new key {}", result?);
+    Ok(())
+}
+
+async fn start_embedded(config: &Config, directory: &DataDir) -> anyhow::Result<Option<EmbeddedCatalog>> {
+    match &config.catalog {
+        CatalogSource::Embedded { password } => Ok(Some(EmbeddedCatalog::start(directory, password.as_ref()).await?)),
+        CatalogSource::External { .. } => Ok(None),
+    }
+}
+
+fn open_catalog(config: &Config, embedded: Option<&EmbeddedCatalog>) -> anyhow::Result<Catalog> {
+    let options = match (&config.catalog, embedded) {
+        (CatalogSource::External { url }, _) => {
+            PeerOptions::from_uri(url.reveal()).context("cannot use the catalog's URL")?
+        }
+        (CatalogSource::Embedded { .. }, Some(embedded)) => {
+            let conninfo = embedded.conninfo();
+            embedded_options(conninfo.host.clone(), conninfo.port, embedded.password().reveal().to_owned())
+        }
+        (CatalogSource::Embedded { .. }, None) => anyhow::bail!("there is no embedded catalog"),
+    };
+    Ok(Catalog::new(Connector::new(&options)?, keyring(config)?)?)
+}
+
+fn embedded_options(host: String, port: u16, password: String) -> PeerOptions {
+    PeerOptions::plain([
+        ("host", host),
+        ("port", port.to_string()),
+        ("user", ROLE.to_owned()),
+        ("password", password),
+        ("database", ROLE.to_owned()),
+        ("application_name", "peergate".to_owned()),
+    ])
+}
+
+fn keyring(config: &Config) -> anyhow::Result<Arc<Keyring>> {
+    let keyring = match &config.key {
+        Some(key) => Keyring::parse(key.reveal()).context("cannot use PEERGATE_KEY")?,
+        None => Keyring::open_file(&config.data_dir.join("key"))?,
+    };
+    Ok(Arc::new(keyring))
+}
+
+/// Who this process is among those that share the catalog; the same after a restart, so that it finds its own mirrors.
+fn node_id(directory: &DataDir) -> anyhow::Result<String> {
+    let path = directory.path().join("node");
+    match fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot read {}", path.display()));
+        }
+        _ => {}
+    }
+    let id = format!("{}-{:08x}", host_name(), rand::random::<u32>());
+    fs::write(&path, format!("{id}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(id)
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string(Path::new("/proc/sys/kernel/hostname")).ok();
+    name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// Says on stdout that clients may come, and how. A stdout that is closed is no reason to stop.
+fn announce(address: Option<std::net::SocketAddr>, embedded: Option<&EmbeddedCatalog>) {
+    let mut out = io::stdout().lock();
+    let Some(address) = address else {
+        let _ = writeln!(out, "peergate's engine is ready");
+        return;
+    };
+    let _ = writeln!(out, "peergate is ready on {address}");
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    match embedded.map(EmbeddedCatalog::password_place) {
+        Some(PasswordPlace::File(path)) => {
+            let _ = writeln!(out, "  psql \"host={host} port={} user={ROLE} dbname={ROLE}\"", address.port());
+            let _ = writeln!(out, "  the password is in {}", path.display());
+        }
+        Some(PasswordPlace::Environment) => {
+            let _ = writeln!(out, "  psql \"host={host} port={} user={ROLE} dbname={ROLE}\"", address.port());
+            let _ = writeln!(out, "  the password is the one in PEERGATE_PASSWORD");
+        }
+        None => {
+            let _ = writeln!(out, "  psql \"host={host} port={} user=… dbname=peergate\"", address.port());
+            let _ = writeln!(out, "  roles and passwords are those of the catalog");
+        }
+    }
+    let _ = out.flush();
+}
+
+/// SIGTERM or SIGINT, whichever comes first.
+struct StopSignal {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignal {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    }
+}
+
+/// The gateway or the engine: a task, and what tells it to stop.
+struct Part {
+    task: JoinHandle<anyhow::Result<()>>,
+    shutdown: watch::Sender<bool>,
+}
+
+impl Part {
+    fn start<F, E>(start: impl FnOnce(watch::Receiver<bool>) -> F) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<anyhow::Error>,
+    {
+        let (shutdown, receiver) = watch::channel(false);
+        let running = start(receiver);
+        Self { task: tokio::spawn(async move { running.await.map_err(Into::into) }), shutdown }
+    }
+
+    /// Waits until it ends by itself; for ever if there is none.
+    async fn ended(part: &mut Option<Self>) -> anyhow::Result<()> {
+        match part {
+            Some(part) => (&mut part.task).await?,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells it to stop and waits for its end.
+    async fn stop(part: Option<Self>, timeout: Option<Duration>) -> anyhow::Result<()> {
+        let Some(part) = part.filter(|part| !part.task.is_finished()) else { return Ok(()) };
+        part.shutdown.send_replace(true);
+        let Some(timeout) = timeout else { return part.task.await? };
+        let abort = part.task.abort_handle();
+        match tokio::time::timeout(timeout, part.task).await {
+            Ok(result) => result?,
+            Err(_) => {
+                // No harm is done: what is not durable was not acknowledged.
+                tracing::warn!(timeout_s = timeout.as_secs(), "the engine did not stop in time");
+                abort.abort();
+                Ok(())
+            }
+        }
+    }
+}
