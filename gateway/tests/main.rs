@@ -3,3 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
 mod embedded;
+mod relay;
+mod serve;
+mod statements;
+mod support;
