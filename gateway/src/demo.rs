@@ -20,6 +20,9 @@ use stage::{Output, Stage};
 /// The mirror's name.
 const MIRROR: &str = "shop_to_dwh";
 
+/// How much longer than asked the load may take, on a slow machine, before the demo gives up.
+const LOAD_GRACE: Duration = Duration::from_secs(120);
+
 /// What makes a demo fail.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
@@ -200,8 +203,12 @@ async fn watch(
     let every = Duration::from_secs((seconds / 30).clamp(1, 10));
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    while stage.load_runs()? {
+    while stage.load_runs() {
         ticks.tick().await;
+        if stage.load_elapsed() > Duration::from_secs(seconds) + LOAD_GRACE {
+            let message = "the load on shop does not come to its end: something holds its transactions up".to_owned();
+            return Err(DemoError::Stuck { state: story.last.state.clone(), message });
+        }
         let progress = Progress::read(stage).await?;
         out.say(&format!("  {:>3} s  {}", stage.load_elapsed().as_secs(), progress.line()));
         story.note(progress, created);

@@ -169,8 +169,8 @@ impl Stage {
     }
 
     /// Whether the load is still on.
-    pub(super) fn load_runs(&self) -> Result<bool, DemoError> {
-        Ok(self.load.as_ref().is_some_and(|load| !load.pgbench.is_finished() || !load.odd.is_finished()))
+    pub(super) fn load_runs(&self) -> bool {
+        self.load.as_ref().is_some_and(|load| !load.pgbench.is_finished() || !load.odd.is_finished())
     }
 
     pub(super) fn load_elapsed(&self) -> Duration {
@@ -194,7 +194,7 @@ impl Stage {
     pub(super) async fn show(&self, out: &Output, statement: &str) -> Result<(), DemoError> {
         out.prompt(statement);
         let mut psql = self.psql();
-        psql.args(["-P", "pager=off", "-c", statement]);
+        psql.args(["-P", "pager=off", "-P", "format=wrapped", "-P", "columns=132", "-c", statement]);
         let printed = output_of(psql, "psql").await?;
         out.say(printed.trim_end());
         Ok(())
