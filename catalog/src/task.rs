@@ -34,9 +34,9 @@ impl Catalog {
     pub async fn advance_tasks(&self, mirror_id: i64, kind: TaskKind, progress: f64) -> Result<(), Error> {
         let statement = "
             update peergate.tasks
-            set state = case when $3 >= 1 then 'completed' else 'running' end, progress = $3,
+            set state = case when $3::float8 >= 1 then 'completed' else 'running' end, progress = $3::float8,
                 started_at = coalesce(started_at, clock_timestamp()),
-                finished_at = case when $3 >= 1 then clock_timestamp() end,
+                finished_at = case when $3::float8 >= 1 then clock_timestamp() end,
                 error_sqlstate = null, error_message = null
             where mirror_id = $1 and kind = $2 and state in ('pending', 'running')";
         self.client().await?.execute(statement, &[&mirror_id, &kind.as_str(), &progress.clamp(0.0, 1.0)]).await?;

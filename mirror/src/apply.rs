@@ -231,6 +231,10 @@ impl Apply {
         if self.applying {
             return;
         }
+        if let Some(position) = self.assembler.idle_position() {
+            // Nothing of ours is in what was passed, so it is as good as applied; only the source must not forget it yet.
+            self.tracker.note_applied(position);
+        }
         let whole = self.assembler.between_transactions() && !open.is_empty();
         let batch = if (whole && self.until_next_commit().is_none()) || self.over_limits() {
             self.assembler.take()
@@ -269,7 +273,7 @@ impl Apply {
         }
         let flushed = self.stream.flushed();
         self.tracker.update(|s| {
-            s.applied = self.applied;
+            s.applied = s.applied.max(self.applied);
             s.received = s.received.max(self.applied);
             s.flushed = flushed;
             s.commit_time = done.commit_time.or(s.commit_time);

@@ -63,6 +63,15 @@ impl Tracker {
         inner.changed = true;
     }
 
+    /// Notes that nothing before `position` waits to be applied.
+    pub fn note_applied(&self, position: Lsn) {
+        let mut inner = self.lock();
+        if position > inner.status.applied {
+            inner.status.applied = position;
+            inner.changed = true;
+        }
+    }
+
     /// Notes the oldest transaction that waits to be applied, if any.
     pub fn set_pending(&self, oldest_commit_time: Option<i64>) {
         self.lock().oldest_pending = oldest_commit_time;
