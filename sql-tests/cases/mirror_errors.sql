@@ -1,0 +1,36 @@
+-- What the statements about mirrors refuse, and where they point.
+create peer shop from postgres with (user = 'u', validate = false);
+create peer dwh from postgres with (user = 'u', validate = false);
+create mirror m from shop to dwh;
+create mirror m from shop to dwh for tables;
+create mirror m from shop to dwh for table a.b.c;
+create mirror m from shop to dwh with table mapping (a);
+create mirror m from shop to dwh with table mapping ({from: a});
+create mirror m from shop to dwh for table t with (mode);
+create mirror m from shp to dwh for all tables;
+create mirror m from shop to dwg for all tables;
+create mirror m from shop to shop for all tables;
+create mirror m from shop to shop for table a, b;
+create mirror m from shop to dwh for table a, b to c, d to c;
+create mirror m from shop to dwh for all tables with (batch_rows = 1);
+create mirror m from shop to dwh for all tables with (batch_bytes_max = 'many');
+create mirror m from shop to dwh for all tables with (copy_parallel_workers = 65);
+create mirror m from shop to dwh for all tables with (mode = 'copy_onyl');
+-- Not yet.
+create mirror m from shop to dwh for table t where (a > 1);
+create mirror m from shop to dwh for table t set (a = lower(a)) to u;
+create mirror m from shop to dwh for table t (a) to u (b);
+create mirror m from shop to dwh with table mapping ({from: a, to: b, key: id});
+create mirror m from shop to dwh for $$select * from t$$ with (mode = 'append');
+drop mirror m;
+drop mirror if exists m, n;
+drop mirror m keep metadata;
+pause mirror m;
+resume mirror;
+show mirror m;
+wait for mirror m;
+wait for mirror m lsn 'here';
+wait for mirror m timeout 'soon';
+wait for mirror m state runing;
+select * from mirrors;
+select * from tasks;

@@ -1,0 +1,33 @@
+-- Our statements are part of the client's transaction, whichever way that is made.
+create peer spare from postgres with (user = 'u', validate = false);
+begin;
+create peer a from postgres with (user = 'u', validate = false);
+savepoint s;
+drop peer a;
+select name from peers order by name;
+rollback to s;
+create peer b from postgres with (user = 'u', validate = false);
+select name from peers order by name;
+drop peer nix;
+select name from peers;
+rollback;
+select name from peers;
+-- One string is one transaction.
+create peer a from postgres with (user = 'u', validate = false) \; select 1 / 0 \; select 2;
+create peer a from postgres with (user = 'u', validate = false) \; drop peer nix \; select 2;
+create table t (a int) \; create peer a frm postgres;
+select name from peers;
+select to_regclass('t');
+create peer a from postgres with (user = 'u', validate = false) \; drop peer spare \; show peers;
+begin read only;
+drop peer a;
+commit;
+begin isolation level repeatable read;
+wait for mirror m;
+rollback;
+begin;
+create peer b from postgres with (user = 'u', validate = false);
+create mirror m from a to b for all tables;
+wait for mirror m timeout '1 min';
+rollback;
+select name from peers;
