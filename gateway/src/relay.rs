@@ -78,9 +78,11 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Waits until nothing is going on and no transaction is open.
+    /// Waits until nothing is going on and no transaction is open. A login that is not through is nothing.
     pub(crate) async fn idle(&self) {
-        while !(self.quiet.get() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle()) {
+        while self.ready.get()
+            && !(self.quiet.get() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle())
+        {
             self.became_quiet.notified().await;
         }
     }
@@ -314,6 +316,9 @@ impl<'a> Relay<'a> {
         match header.tag {
             b'R' if !self.session.keeps_channel_binding => without_channel_binding(body).map(Action::Replace),
             b'K' => {
+                let pid = body.first_chunk().map(|pid| i32::from_be_bytes(*pid));
+                let crate::startup::Startup { user, database, .. } = &self.session.startup;
+                tracing::debug!(pid, user, database, client = %self.session.client, "session begins");
                 *self.cancelled.borrow_mut() = Some(Cancelled::new(self.session.shared.clone(), body));
                 None
             }

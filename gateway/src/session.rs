@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,14 +70,15 @@ impl Shared {
 
     fn enter(self: &Arc<Self>) -> Place {
         let before = self.sessions.fetch_add(1, Ordering::AcqRel);
-        Place { shared: self.clone(), within_limit: before < self.sessions_max }
+        Place { shared: self.clone(), before }
     }
 }
 
 /// A session's place among those that are counted.
 struct Place {
     shared: Arc<Shared>,
-    within_limit: bool,
+    /// How many there were already.
+    before: usize,
 }
 
 impl Drop for Place {
@@ -90,6 +92,8 @@ impl Drop for Place {
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) startup: Startup,
+    /// Where the client is: the server sees only the gateway.
+    pub(crate) client: SocketAddr,
     /// The client can bind its SCRAM exchange to TLS: both sides use the same certificate.
     pub(crate) keeps_channel_binding: bool,
     /// Waits that are being announced; one at a time is enough.
@@ -167,6 +171,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
     if tune(&socket).is_err() {
         return;
     }
+    let Ok(address) = socket.peer_addr() else { return };
     let deadline = tokio::time::Instant::now() + shared.login_timeout;
     // Until there is a packet, there is nobody to say to that it took too long.
     let Ok(Ok(Some((client, first)))) = tokio::time::timeout_at(deadline, begin(socket, acceptor)).await else {
@@ -185,7 +190,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
         Some(Fatal::ShuttingDown)
     } else if shared.tls_required && !client.is_tls() {
         Some(Fatal::TlsRequired)
-    } else if !place.within_limit {
+    } else if place.before >= shared.sessions_max {
         Some(Fatal::TooManySessions)
     } else {
         None
@@ -211,6 +216,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
         keeps_channel_binding: client.is_tls() && server.is_tls() && shared.shared_certificate,
         shared: shared.clone(),
         startup,
+        client: address,
         announcing: Rc::default(),
     };
     let (client, fatal) = relay(&session, client, server, deadline).await;
