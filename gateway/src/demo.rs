@@ -168,7 +168,14 @@ async fn play(arguments: DemoArguments) -> Result<(), DemoError> {
     stage.show(&out, &format!("WAIT FOR MIRROR {MIRROR} TIMEOUT '10 min';")).await?;
     story.catching_up = waited.elapsed();
     story.note(Progress::read(&stage).await?, created);
-    stage.show(&out, &format!("SHOW MIRROR {MIRROR};")).await?;
+    stage
+        .show(
+            &out,
+            &format!(
+                "SELECT source_name, state, rows_copied, rows_inserted, rows_updated, rows_deleted, truncates\n    FROM mirror_tables WHERE mirror = '{MIRROR}' ORDER BY source_schema, source_name;"
+            ),
+        )
+        .await?;
 
     out.heading("Comparing every row of every table on both sides");
     let comparison = compare::compare(&stage.shop_config(), &stage.dwh_config()).await?;

@@ -194,7 +194,7 @@ impl Stage {
     pub(super) async fn show(&self, out: &Output, statement: &str) -> Result<(), DemoError> {
         out.prompt(statement);
         let mut psql = self.psql();
-        psql.args(["-P", "pager=off", "-P", "format=wrapped", "-P", "columns=132", "-c", statement]);
+        psql.args(["-P", "pager=off", "-c", statement]);
         let printed = output_of(psql, "psql").await?;
         out.say(printed.trim_end());
         Ok(())
