@@ -22,6 +22,7 @@ mod supervisor;
 mod testing;
 
 pub use binaries::Binaries;
+pub use process::end_with_parent;
 use process::{Process, RunAs, poll_until, prepare, processes_in};
 pub use supervisor::Supervisor;
 pub use testing::TestCluster;

@@ -115,6 +115,17 @@ pub(super) fn prepare(command: &mut Command, run_as: Option<&RunAs>, death: Sign
     }
 }
 
+/// Has the kernel send SIGTERM to a child when the thread that spawns it ends, so that none is left when this process is killed.
+///
+/// The thread is the caller's to keep. Linux only; elsewhere it does nothing.
+pub fn end_with_parent(command: &mut Command) {
+    let parent = getpid();
+    // SAFETY: as in `prepare`.
+    unsafe {
+        command.pre_exec(move || die_with_parent(Signal::SIGTERM, parent));
+    }
+}
+
 /// Asks the kernel for `death` when the parent thread is gone. A change of credentials forgets the request, so this comes last.
 #[cfg(target_os = "linux")]
 fn die_with_parent(death: Signal, parent: Pid) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use catalog::cluster::{Binaries, Cluster, ClusterOptions, Listen, free_port};
+use catalog::cluster::{Binaries, Cluster, ClusterOptions, Listen, end_with_parent, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::oneshot;
@@ -346,6 +346,8 @@ impl Server {
         command.stderr(File::create(&log).map_err(failed("write the log of peergate serve"))?);
         // Ctrl-C in the terminal is for the demo, which then stops the server when its turn has come.
         command.process_group(0);
+        // The demo runs on the main thread to its end.
+        end_with_parent(&mut command);
         let mut child = command.spawn().map_err(failed("run peergate serve"))?;
         let output = child.stdout.take().map(BufReader::new);
         let mut server = Self { child, address: String::new(), data_dir, password: String::new() };
