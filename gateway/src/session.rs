@@ -168,14 +168,25 @@ impl Client {
 /// Serves one client to its end.
 pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option<TlsAcceptor>) {
     let place = shared.enter();
-    if tune(&socket).is_err() {
+    // Room is left for cancel requests and for saying that there is none, but a flood is not answered.
+    if tune(&socket).is_err() || place.before >= shared.sessions_max.saturating_mul(2) {
         return;
     }
     let Ok(address) = socket.peer_addr() else { return };
     let deadline = tokio::time::Instant::now() + shared.login_timeout;
+    let mut phase = shared.phase.clone();
+    let hurry = async {
+        // A connection that says nothing, such as a health check's, must not hold up a shutdown.
+        let _ = phase.wait_for(|p| *p >= Phase::Draining).await;
+        tokio::time::sleep(PARTING_TIMEOUT).await;
+    };
     // Until there is a packet, there is nobody to say to that it took too long.
-    let Ok(Ok(Some((client, first)))) = tokio::time::timeout_at(deadline, begin(socket, acceptor)).await else {
-        return;
+    let (client, first) = tokio::select! {
+        begun = tokio::time::timeout_at(deadline, begin(socket, acceptor)) => match begun {
+            Ok(Ok(Some(begun))) => begun,
+            _ => return,
+        },
+        () = hurry => return,
     };
     let (packet, startup) = match first {
         Err(fatal) => return client.end(Some(fatal)).await,
