@@ -21,7 +21,7 @@ insert into odd."Mixed ""Case"" Täble" values ('passing', 0, null);
 commit;
 update odd.wide set c150 = coalesce(c150, 0) + 1, c2 = id where id % 20 = (random() * 19)::int;
 begin;
-do $$ begin if (select count(*) from odd.basket) > 150 then truncate odd.basket; end if; end $$;
+do $$ begin if (select count(*) from odd.basket) > 400 then truncate odd.basket; end if; end $$;
 insert into odd.basket (item) select 'item ' || n from generate_series(1, 5) n;
 delete from odd.basket where id in (select id from odd.basket order by random() limit 3);
 savepoint doubt;
