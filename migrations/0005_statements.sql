@@ -219,6 +219,10 @@ begin
         return;
     end if;
     update peergate.mirror_definitions d set desired_state = wanted, updated_at = now() where d.id = mirror.id;
+    if wanted = 'running' then
+        -- A person's RESUME is a new attempt: whoever waits for it is not to see the old error.
+        update peergate.mirror_runtime r set state = 'retrying', retry_at = now() where r.mirror_id = mirror.id and r.state in ('blocked', 'resync_required');
+    end if;
     task_id := peergate.start_task(case wanted when 'paused' then 'pause_mirror' else 'resume_mirror' end, mirror.id, mirror.name);
     raise notice 'task % % mirror "%"', task_id, case wanted when 'paused' then 'pauses' else 'resumes' end, mirror.name;
 end $$;

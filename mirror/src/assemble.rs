@@ -42,7 +42,9 @@ enum Position {
 /// Gathers changes into an open batch.
 pub struct Assembler {
     tables: Tables,
-    maps: HashMap<u32, Arc<TableMap>>,
+    /// Relations by oid. One that cannot be mapped is a problem only when a row of it comes: partitions are described too, although
+    /// their rows come as their root's.
+    maps: HashMap<u32, Result<Arc<TableMap>, Problem>>,
     position: Position,
     /// Transactions that end at or before this are on the target.
     applied: Lsn,
@@ -129,7 +131,11 @@ impl Assembler {
                 Ok(())
             }
             // Relations are described once, be it in a transaction that is skipped.
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Relation(relation) => {
+                let map = self.map_relation(&relation).map(Arc::new);
+                self.maps.insert(relation.oid, map);
+                Ok(())
+            }
             _ if self.position == Position::Skipping => Ok(()),
             Message::Insert { relation, new } => {
                 let table = self.map(relation)?;
@@ -164,39 +170,31 @@ impl Assembler {
         }
     }
 
-    fn relation(&mut self, relation: &Relation) -> Result<(), Error> {
+    fn map_relation(&self, relation: &Relation) -> Result<TableMap, Problem> {
         let name = TableName::new(&relation.schema, &relation.name);
-        let Some(plan) = self.tables.plans.get(&name) else {
-            return Err(Error::Blocked(
-                Problem::new(
-                    SqlState::UNDEFINED_TABLE,
-                    format!("the source sends rows of table \"{name}\", which the mirror does not know"),
-                )
+        let plan = self.tables.plans.get(&name).ok_or_else(|| {
+            let message = format!("the source sends rows of table \"{name}\", which the mirror does not know");
+            Problem::new(SqlState::UNDEFINED_TABLE, message)
                 .detail("The table was renamed, or the publication was changed by hand.")
-                .hint("Undo that, then RESUME MIRROR; or drop the mirror and create it anew."),
-            ));
-        };
-        let Some(target) = self.tables.targets.get(&plan.target_name) else {
-            return Err(Error::Blocked(Problem::new(
-                SqlState::UNDEFINED_TABLE,
-                format!("target table \"{}\" does not exist", plan.target_name),
-            )));
-        };
+                .hint("Undo that, then RESUME MIRROR; or drop the mirror and create it anew.")
+        })?;
+        let target = self.tables.targets.get(&plan.target_name).ok_or_else(|| {
+            Problem::new(SqlState::UNDEFINED_TABLE, format!("target table \"{}\" does not exist", plan.target_name))
+        })?;
         let types = |oid| self.tables.types.get(&oid).cloned();
         let takes = |column: &str| plan.columns.takes(column);
-        let map =
-            TableMap::new(relation, target, types, takes, plan.key(), self.tables.binary).map_err(Error::Blocked)?;
-        self.maps.insert(relation.oid, Arc::new(map));
-        Ok(())
+        TableMap::new(relation, target, types, takes, plan.key(), self.tables.binary)
     }
 
     fn map(&self, oid: u32) -> Result<Arc<TableMap>, Error> {
-        self.maps.get(&oid).cloned().ok_or_else(|| {
-            Error::Blocked(Problem::new(
+        match self.maps.get(&oid) {
+            Some(Ok(map)) => Ok(map.clone()),
+            Some(Err(problem)) => Err(Error::Blocked(problem.clone())),
+            None => Err(Error::Blocked(Problem::new(
                 SqlState::PROTOCOL_VIOLATION,
                 format!("the source sends a row of relation {oid} without describing it"),
-            ))
-        })
+            ))),
+        }
     }
 }
 

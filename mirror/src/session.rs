@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 
-/// Both ends must read and write values alike, whatever their roles' and databases' own settings are. Nothing of ours is cut short
+/// Settings of every session, those that stream WAL too: both ends must read and write values alike, whatever their roles' and databases' own settings are. Nothing of ours is cut short
 /// by a timeout that was meant for applications.
-const PINNED: &str = "
+pub const PINNED: &str = "
     set client_encoding = 'UTF8';
     set datestyle = 'ISO, YMD';
     set intervalstyle = 'postgres';

@@ -291,8 +291,6 @@ async fn make_slot(
     with_snapshot: bool,
     source_version: u32,
 ) -> Result<CreatedSlot, Error> {
-    // The session that exports the snapshot sits in a transaction for as long as the copy takes.
-    replication.query("set idle_in_transaction_session_timeout = 0").await?;
     let creation = replication.create_slot(&context.mirror.object_name, with_snapshot, source_version);
     let mut creation = std::pin::pin!(creation);
     tokio::select! {

@@ -167,7 +167,6 @@ async fn tell_failure(
         attempt: attempt.cast_signed(),
         retry_in: delay.map(|d| d.as_secs_f64()),
     };
-    context.catalog.set_mirror_failure(id, name, &failure).await?;
     let level = if delay.is_some() { "warning" } else { "error" };
     let event = Event {
         level,
@@ -179,6 +178,8 @@ async fn tell_failure(
     };
     context.event(&event).await?;
     context.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, delay.is_none()).await?;
+    // Last: whoever waits for the mirror sees this, and finds the rest in place.
+    context.catalog.set_mirror_failure(id, name, &failure).await?;
     Ok(())
 }
 
@@ -206,9 +207,9 @@ async fn work(context: &Context) -> Result<(), Error> {
     loop {
         match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
             Begin::Nothing => {
-                context.set_state(MirrorState::Completed).await?;
                 context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
                 context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+                context.set_state(MirrorState::Completed).await?;
                 return Ok(());
             }
             Begin::Stream => return stream(context, source, sink).await,
@@ -274,9 +275,9 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
     let caught_up = || async {
         tracker.report(&context.catalog, mirror.id).await?;
         context.catalog.set_all_tables_state(mirror.id, "live").await?;
-        context.set_state(MirrorState::Running).await?;
         context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
         context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+        context.set_state(MirrorState::Running).await?;
         context.ran_well.store(true, Ordering::Relaxed);
         Ok(())
     };

@@ -1,6 +1,7 @@
 //! Reads what tables look like from a server's system catalogs.
 //!
-//! Sessions have an empty search path here, so that every name that the server prints is complete.
+//! Sessions have an empty search path here, so that every name that the server prints is complete. Types without modifiers are printed
+//! with -1 and not with NULL: a cast to `character` or `bit` means one character or bit, to `bpchar` or `"bit"` any number.
 
 use std::collections::HashMap;
 
@@ -156,7 +157,7 @@ pub async fn types(client: &Client, oids: &[u32]) -> SqlResult<Types> {
             from link l join pg_catalog.pg_type t
                 on t.oid = case when l.typtype = 'd' then l.typbasetype when l.typcategory = 'A' then l.typelem else 0 end
         )
-        select l.root, pg_catalog.format_type(l.root, null), l.root < $1,
+        select l.root, pg_catalog.format_type(l.root, -1), l.root < $1,
                bool_and(l.sends and (l.typtype in ('d', 'e')
                    or (l.oid < $1 and l.typtype in ('b', 'r', 'm') and pg_catalog.format_type(l.oid, null) not like 'reg%')))
         from link l group by l.root";
@@ -184,7 +185,7 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
     let Some(row) = client.query_opt(find, &[&name.schema, &name.name]).await? else { return Ok(None) };
     let oid: u32 = row.get(0);
     let query = "
-        select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, null), a.attgenerated <> '', a.attidentity = 'a',
+        select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a',
                a.attnotnull and not a.atthasdef and a.attidentity = ''
         from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum";
     let column = |row: &Row| TargetColumn {

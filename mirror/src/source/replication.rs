@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 
 use crate::error::{Error, Problem};
+use crate::session::PINNED;
 
 /// Room made for each read.
 const READ_BYTES: usize = 256 << 10;
@@ -96,6 +97,8 @@ impl ReplicationConnection {
             let (io, binding) = open(attempt).await.map_err(io_error)?;
             let mut connection = ReplicationConnection { peer: peer.to_owned(), io, buffer: BytesMut::new() };
             connection.log_in(attempt, binding).await?;
+            // The walsender prints values with its session's settings.
+            connection.query(PINNED).await?;
             Ok(connection)
         })
         .await

@@ -1,0 +1,103 @@
+//! Streaming goes on only where nothing is missing; a gap is never passed over in silence.
+
+use crate::support::{Fixture, start};
+
+async fn running() -> Fixture {
+    let fixture = start().await;
+    fixture.source.batch_execute("create table t (id int primary key); insert into t values (1)").await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    fixture.control.batch_execute("call peergate.pause_mirror('m')").await.unwrap();
+    fixture.wait_for_state("paused").await;
+    fixture.source.batch_execute("insert into t values (2)").await.unwrap();
+    fixture
+}
+
+async fn assert_resync_required(fixture: &Fixture, message: &str) {
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.contains("resync_required") && error.contains(message), "{error}");
+    assert_eq!(fixture.ask("select state from peergate.tasks where kind = 'resume_mirror'").await, "failed");
+}
+
+const DROP_SLOT: &str = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_gone_is_not_made_again() {
+    let fixture = running().await;
+    fixture.source.batch_execute(DROP_SLOT).await.unwrap();
+    assert_resync_required(&fixture, "does not exist on the source").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_made_anew_is_ahead_of_the_target() {
+    let fixture = running().await;
+    let name = fixture.ask("select object_name from peergate.mirrors").await;
+    fixture.source.batch_execute(DROP_SLOT).await.unwrap();
+    fixture
+        .source
+        .batch_execute(&format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')"))
+        .await
+        .unwrap();
+    assert_resync_required(&fixture, "is ahead of the target").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_was_set_back_is_found_out() {
+    let fixture = running().await;
+    fixture.target.batch_execute("update peergate.progress set applied_lsn = '0/1'").await.unwrap();
+    assert_resync_required(&fixture, "is ahead of the target").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_lost_its_progress_is_found_out() {
+    let fixture = running().await;
+    fixture.target.batch_execute("delete from peergate.progress").await.unwrap();
+    assert_resync_required(&fixture, "has lost the progress").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_is_not_taken_for_the_source() {
+    let fixture = running().await;
+    fixture.control.batch_execute("update peergate.mirror_runtime set system_id = '7'").await.unwrap();
+    assert_resync_required(&fixture, "another server").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_written_stops_the_mirror_there() {
+    let fixture = running().await;
+    fixture.target.batch_execute("insert into t values (3)").await.unwrap();
+    fixture.source.batch_execute("insert into t values (3)").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.starts_with("23505") && error.contains("blocked") && error.contains("public.t"), "{error}");
+    // The event says where in the WAL, and nothing of that batch was kept.
+    assert_eq!(fixture.ask("select lsn is not null from peergate.mirror_events where level = 'error'").await, "t");
+    fixture.target.batch_execute("delete from t where id = 3").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_missing_on_the_target_stops_the_mirror() {
+    let fixture = running().await;
+    fixture.target.batch_execute("delete from t where id = 1").await.unwrap();
+    fixture.source.batch_execute("delete from t where id = 1").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.contains("1 of 1 rows to delete are missing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_target_lacks_stops_the_mirror_until_it_is_there() {
+    let fixture = running().await;
+    fixture.source.batch_execute("alter table t add n int; insert into t values (5, 6)").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.starts_with("42703") && error.contains("\"n\""), "{error}");
+    fixture.target.batch_execute("alter table t add n int").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+}

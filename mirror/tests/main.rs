@@ -1,0 +1,11 @@
+//! Integration tests of the engine, in one binary. Each starts its own servers.
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
+
+mod continuity;
+mod copying;
+mod exactly_once;
+mod lifecycle;
+mod preflight;
+mod streaming;
+mod support;
