@@ -130,7 +130,7 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
         |_| Ok(Ours { statement: Statement::ShowMirrors, spans: Spans::default() })
     } else if begins(&["SHOW", "TASKS"]) && ends_with_word(1) {
         |_| Ok(Ours { statement: Statement::ShowTasks, spans: Spans::default() })
-    } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) {
+    } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) && !is_setting(slice, query) {
         mirror::show
     } else if begins(&["ALTER", "PEER"]) || begins(&["CREATE", "OR", "REPLACE", "PEER"]) {
         return Parsed::Withheld;
@@ -147,6 +147,12 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
         Ok(ours) => Parsed::Ours(Box::new(ours)),
         Err(refusal) => Parsed::Refused(refusal),
     }
+}
+
+/// Whether `SHOW mirror` goes on as the name of a setting, `mirror.something`.
+fn is_setting(slice: &Slice, query: &[u8]) -> bool {
+    let rest = slice.word(1).map_or(&[][..], |word| &query[word.end..slice.range.end]);
+    rest.trim_ascii_start().starts_with(b".")
 }
 
 #[cfg(test)]

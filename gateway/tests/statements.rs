@@ -8,7 +8,7 @@ use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use crate::support::{eventually, frame, read_until, start};
+use crate::support::{eventually, frame, read_to_end, read_until, start, startup};
 
 async fn peers(client: &Client) -> Vec<String> {
     client.query("select name from peers order by name", &[]).await.unwrap().iter().map(|r| r.get(0)).collect()
@@ -449,4 +449,48 @@ async fn other_databases_are_only_relayed() {
     tokio::spawn(connection);
     let error = client.batch_execute("select 1; show peers").await.unwrap_err();
     assert_eq!(said(&error).2, "unrecognized configuration parameter \"peers\"");
+}
+
+#[tokio::test]
+async fn a_query_that_comes_with_the_first_packet_is_looked_at() {
+    let gateway = start().await;
+    let mut socket = gateway.socket().await;
+    let text = b"drop peer if exists x\0";
+    socket.write_all(&[startup(&gateway.database), frame(b'Q', text)].concat()).await.unwrap();
+    read_until(&mut socket, b'Z').await;
+    let (_, tag) = read_until(&mut socket, b'C').await;
+    assert_eq!(tag, b"DROP PEER\0");
+}
+
+#[tokio::test]
+async fn nonsense_with_our_words_in_it_never_gets_a_session_stuck() {
+    let gateway = start().await;
+    let mut state = 42_u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let words = [
+        "create", "drop", "peer", "mirror", "a", "from", "postgres", "with", "(", ")", "'", "$1", ";", "show", "\0",
+        "\u{e9}", "=",
+    ];
+    for _ in 0..40 {
+        let mut socket = gateway.raw_session().await;
+        let mut script = Vec::new();
+        for _ in 0..30 {
+            let mut body = Vec::new();
+            for _ in 0..random(8) {
+                body.extend_from_slice(words[random(words.len())].as_bytes());
+                body.push(b' ');
+            }
+            body.push(0);
+            // Not F, which could call anything.
+            script.extend(frame(b"QPBDECSHcd"[random(10)], &body));
+        }
+        script.extend(frame(b'S', b""));
+        script.extend(frame(b'X', b""));
+        socket.write_all(&script).await.unwrap();
+        read_to_end(&mut socket).await;
+    }
+    gateway.connect().await.query("show peers", &[]).await.unwrap();
 }

@@ -108,6 +108,7 @@ fn what_is_not_ours_is_theirs() {
         "show mirror",
         "show peers x",
         "show tasks.x",
+        "show mirror .x",
         "execute shop ($$ select 1 $$)",
         "alter mirror m rename to n",
         "validate peer x",
