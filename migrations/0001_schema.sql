@@ -5,7 +5,7 @@
 comment on schema peergate is 'Peergate''s catalog: what was asked for (peers, mirrors) and what is so (mirror_status, tasks, mirror_events). Written by SQL and by the mirror engine.';
 
 -- A session that has not set its own search_path finds `peers` and `mirrors` without a prefix. A database that
--- has its own setting keeps it.
+-- has its own setting keeps it. For a role named peergate, "$user" would put our schema first, and its tables in it.
 do $$
 begin
     if not exists (select from pg_db_role_setting s, unnest(s.setconfig) c
@@ -13,6 +13,11 @@ begin
                      and s.setrole = 0 and c like 'search_path=%') then
         execute format('alter database %I set search_path = "$user", public, peergate', current_database());
     end if;
+    if exists (select from pg_roles where rolname = 'peergate') then
+        execute format('alter role peergate in database %I set search_path = public, peergate', current_database());
+    end if;
+exception when insufficient_privilege then
+    raise warning 'search_path of database % was not set: statements need the prefix peergate', current_database();
 end $$;
 
 -- `at` names the part of the statement that is at fault ('source', 'option.host', 'table.2'); it travels in the error's

@@ -328,7 +328,7 @@ impl Catalog {
         Ok(self.client().await?.execute(statement, parameters).await?)
     }
 
-    /// Writes a mirror's state; a state in which it runs well clears the last error.
+    /// Writes a mirror's state; a state in which it gets on clears the last error.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
@@ -336,11 +336,11 @@ impl Catalog {
         let statement = "
             update peergate.mirror_runtime
             set state = $2, updated_at = clock_timestamp(), retry_at = null,
-                attempt = case when w.well then 0 else attempt end,
+                attempt = case when $2 in ('running', 'completed', 'paused') then 0 else attempt end,
                 error_sqlstate = case when not w.well then error_sqlstate end, error_message = case when not w.well then error_message end,
                 error_detail = case when not w.well then error_detail end, error_hint = case when not w.well then error_hint end,
                 error_at = case when not w.well then error_at end
-            from (select $2 in ('running', 'completed', 'paused') as well) w
+            from (select $2 in ('copying', 'catchup', 'running', 'completed', 'paused') as well) w
             where mirror_id = $1";
         self.execute(statement, &[&mirror_id, &state]).await?;
         Ok(())

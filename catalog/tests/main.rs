@@ -3,3 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
 mod cluster;
+mod migrations;
+mod statements;
+
+/// Brings a cluster's database `postgres` up to date.
+pub(crate) async fn migrate(cluster: &catalog::cluster::TestCluster) {
+    migrations::catalog(cluster).migrate().await.unwrap();
+}

@@ -24,7 +24,7 @@ pub struct TypeInfo {
 }
 
 /// A column of a source table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceColumn {
     /// Its name.
     pub name: String,
@@ -56,7 +56,7 @@ pub enum RowIdentity {
 }
 
 /// An index or constraint to be made after the copy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceIndex {
     /// Its name.
     pub name: String,
@@ -86,7 +86,7 @@ pub struct Leaf {
 }
 
 /// A table on the source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceTable {
     /// Its oid.
     pub oid: u32,
@@ -178,9 +178,8 @@ impl TablePlan {
 
     /// Returns what a person should know of this table.
     pub fn warning(&self) -> Option<String> {
-        matches!(self.source.identity, RowIdentity::InsertsOnly).then(|| {
-            "It has no primary key and no replica identity: only INSERT and TRUNCATE are replicated, UPDATE and DELETE are not.".to_owned()
-        })
+        matches!(self.source.identity, RowIdentity::InsertsOnly)
+            .then(|| "no key: only INSERT and TRUNCATE are replicated".to_owned())
     }
 
     /// Checks that what the target has can take the rows.

@@ -1,8 +1,9 @@
 //! The start sequence: from nothing to a target that holds the source's rows as of a known position.
 //!
-//! preflight → locks → publication → target tables → slot with snapshot → copy, keys and indexes → progress row. The publication
-//! precedes the slot, which decodes with the catalogs of its time. The locks are held until the slot exists, so that no table changes
-//! its shape between being looked at and the snapshot; a rewrite after that is found out by the copy.
+//! preflight → target tables → publication → locks → slot with snapshot → copy, keys and indexes → progress row. The publication
+//! precedes the slot, which decodes with the catalogs of its time, and the locks: it would queue behind whoever waits for them. The locks
+//! are held, shortly, until the slot exists, so that no table changes its shape between being looked at and the snapshot; a rewrite
+//! after that is found out by the copy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,8 +33,9 @@ type Begun = BTreeMap<TableName, BegunTable>;
 /// How long a lock on a source table may be waited for; others queue behind us meanwhile.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '5s'";
 
-/// How long the locks are held while the slot waits for transactions that were open before it.
-const LOCKS_HELD_MAX: Duration = Duration::from_secs(20);
+/// How long the locks are held while the slot waits for transactions that were open before it. One of them may itself wait for a lock
+/// that ours keep from it, and whoever comes after it waits too.
+const LOCKS_HELD_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the start sequence. On return the target has the progress row at the copy's snapshot, and the catalog knows it.
 ///
@@ -43,8 +45,7 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
     let mirror = &context.mirror;
     let begun = context.catalog.begun_tables(mirror.id).await?;
     context.set_state(MirrorState::Preflight).await?;
-    let locks = PeerSession::open(&mirror.source_name, &mirror.source).await?;
-    let (plans, targets) = check(context, &locks, sink.session(), &begun).await?;
+    let (plans, targets) = check(context, source, sink.session(), &begun).await?;
     remember_tables(context, &plans).await?;
     if sink.triggers_fire() {
         let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
@@ -63,6 +64,7 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
     let with_copy = mirror.options.mode != Mode::StreamOnly;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
     let identity = replication.identify_system().await?;
+    let locks = lock_tables(context, &plans).await?;
     let made = make_slot(context, &mut replication, locks, with_copy, source.version).await?;
     context.catalog.set_mirror_slot(mirror.id, &identity.system_id, identity.timeline, made.consistent_point).await?;
     context
@@ -98,17 +100,17 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
     Ok(())
 }
 
-/// Preflight: finds the tables, locks them on `locks`, and checks both sides. All that is wrong is said at once.
+/// Preflight: finds the tables and checks both sides. All that is wrong is said at once.
 async fn check(
     context: &Context,
-    locks: &PeerSession,
+    source: &PeerSession,
     target: &PeerSession,
     begun: &Begun,
 ) -> Result<(Vec<TablePlan>, Targets), Error> {
     let mirror = &context.mirror;
     let mut findings = Findings::default();
-    let plans = preflight::plan_tables(mirror, locks, &mut findings).await?;
-    preflight::check_source(locks, &plans, &mut findings).await?;
+    let plans = preflight::plan_tables(mirror, source, &mut findings).await?;
+    preflight::check_source(source, &plans, &mut findings).await?;
     preflight::check_target(target, &mut findings).await?;
     let targets = describe_targets(target, &plans).await?;
     for plan in &plans {
@@ -143,18 +145,7 @@ async fn check(
         }
     }
     findings.into_result()?;
-    lock_tables(locks, &plans).await?;
-    // What was looked at before the locks may have changed until they were there.
-    let mut findings = Findings::default();
-    let locked = preflight::plan_tables(mirror, locks, &mut findings).await?;
-    findings.into_result()?;
-    if locked.len() != plans.len() || locked.iter().zip(&plans).any(|(a, b)| a.source.oid != b.source.oid) {
-        return Err(Error::CopyAgain(Problem::new(
-            SqlState::WRONG_STATE,
-            "tables of the source came or went during preflight",
-        )));
-    }
-    Ok((locked, targets))
+    Ok((plans, targets))
 }
 
 /// Returns whether the target table is one that an earlier attempt created and did not finish: it may be dropped. It is noted before the
@@ -164,10 +155,21 @@ fn is_leftover(begun: &Begun, plan: &TablePlan, targets: &Targets) -> bool {
     begun.get(&plan.source.name).is_some_and(|b| b.created && (b.filled || !has_rows))
 }
 
-async fn lock_tables(locks: &PeerSession, plans: &[TablePlan]) -> Result<(), Error> {
+/// Locks the source's tables on a session of their own, and checks that they still are what they were when they were looked at.
+async fn lock_tables(context: &Context, plans: &[TablePlan]) -> Result<PeerSession, Error> {
+    let mirror = &context.mirror;
+    let locks = PeerSession::open(&mirror.source_name, &mirror.source).await?;
     let names: Vec<String> = plans.iter().map(|p| p.source.name.quoted()).collect();
     locks.run(LOCK_TIMEOUT).await?;
-    locks.run(&format!("begin; lock table {} in access share mode", names.join(", "))).await
+    locks.run(&format!("begin; lock table {} in access share mode", names.join(", "))).await?;
+    let mut findings = Findings::default();
+    let locked = preflight::plan_tables(mirror, &locks, &mut findings).await?;
+    findings.into_result()?;
+    if !locked.iter().map(|p| &p.source).eq(plans.iter().map(|p| &p.source)) {
+        let message = "tables of the source were changed before the copy began";
+        return Err(Error::CopyAgain(Problem::new(SqlState::WRONG_STATE, message)));
+    }
+    Ok(locks)
 }
 
 /// Describes the targets of these tables, with each mirror's key known to them.
@@ -201,7 +203,7 @@ async fn remember_tables(context: &Context, plans: &[TablePlan]) -> Result<(), E
     context.catalog.set_tables(context.mirror.id, &rows).await?;
     for row in rows.iter().filter(|r| r.warning.is_some()) {
         let event = Event::warning("table", format!("only inserts into table \"{}\" are replicated", row.source))
-            .detail(row.warning.clone().unwrap_or_default())
+            .detail("It has no primary key and no replica identity, so UPDATE and DELETE are not replicated.")
             .hint("Give it a primary key or a replica identity and create the mirror anew, if its rows are updated or deleted.");
         context.event(&event).await?;
     }

@@ -204,23 +204,19 @@ async fn work(context: &Context) -> Result<(), Error> {
         opened = open_both(context) => opened?,
         () = context.stop.wait() => return Err(Error::Stopped),
     };
-    loop {
-        match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
-            Begin::Nothing => {
-                context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
-                context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
-                context.set_state(MirrorState::Completed).await?;
-                return Ok(());
-            }
-            Begin::Stream => return stream(context, source, sink).await,
-            Begin::Anew => {
-                if sink.applied() > Lsn::ZERO {
-                    return Err(unknown_progress(sink.applied()));
-                }
-                start::run(context, &source, &mut sink).await?;
-                // Begin again with what is durable now.
-                return Box::pin(attempt_once(context)).await;
-            }
+    match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
+        Begin::Nothing => {
+            context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
+            context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+            context.set_state(MirrorState::Completed).await
+        }
+        Begin::Stream => stream(context, source, sink).await,
+        Begin::Anew if sink.applied() > Lsn::ZERO => Err(unknown_progress(sink.applied())),
+        Begin::Anew => {
+            start::run(context, &source, &mut sink).await?;
+            // Begin again with what is durable now.
+            drop((source, sink));
+            Box::pin(attempt_once(context)).await
         }
     }
 }

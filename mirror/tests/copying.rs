@@ -1,6 +1,6 @@
 //! The copy: every type, partitions, odd names, and writes that go on meanwhile.
 
-use crate::support::{ask, start};
+use crate::support::{ask, connect, eventually, start};
 
 /// Types and values that are easily damaged on the way.
 const AWKWARD: &str = r#"
@@ -169,6 +169,32 @@ async fn modes_copy_only_and_stream_only_do_their_half() {
     fixture.create_mirror(r#"{"all": true}"#, r#"{"mode": "stream_only"}"#).await;
     fixture.caught_up().await;
     fixture.source.batch_execute("insert into t values (2)").await.unwrap();
+    fixture.caught_up().await;
+    assert_eq!(ask(&fixture.target, "select string_agg(id::text, ',') from t").await, "2");
+}
+
+/// A transaction that has written waits for a lock, which whoever makes the slot must not keep from it while waiting for it to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_waited_for_does_not_hold_the_slot_up() {
+    let fixture = start().await;
+    fixture.source.batch_execute("create table t (id int primary key); insert into t values (1)").await.unwrap();
+    let reader = connect(&fixture.cluster, "shop").await;
+    reader.batch_execute("begin; lock table t in access share mode").await.unwrap();
+    let writer = connect(&fixture.cluster, "shop").await;
+    let truncate = tokio::spawn(async move {
+        writer
+            .batch_execute("begin; create table elsewhere (id int); truncate t; insert into t values (2); commit")
+            .await
+    });
+    let waits = "select count(*) from pg_locks where not granted";
+    assert!(eventually(async || ask(&fixture.source, waits).await == "1").await);
+    let named = r#"{"tables": [{"from": {"schema": "public", "name": "t"}, "to": {"schema": "public", "name": "t"}}]}"#;
+    fixture.create_mirror(named, "{}").await;
+    let queued =
+        "select count(*) > 0 from pg_stat_activity where application_name = 'peergate' and wait_event_type = 'Lock'";
+    assert!(eventually(async || ask(&fixture.source, queued).await == "t").await);
+    reader.batch_execute("commit").await.unwrap();
+    truncate.await.unwrap().unwrap();
     fixture.caught_up().await;
     assert_eq!(ask(&fixture.target, "select string_agg(id::text, ',') from t").await, "2");
 }

@@ -25,8 +25,11 @@ pub(crate) struct Fixture {
     pub(crate) source: Client,
     pub(crate) target: Client,
     pub(crate) catalog: Catalog,
-    engine: Option<(watch::Sender<bool>, JoinHandle<Result<(), mirror::error::Error>>)>,
+    engine: Option<RunningEngine>,
 }
+
+/// How to stop an engine, and what it says when it has.
+pub(crate) type RunningEngine = (watch::Sender<bool>, JoinHandle<Result<(), mirror::error::Error>>);
 
 /// Starts a server with an empty source and target, the catalog, both peers, and an engine.
 pub(crate) async fn start() -> Fixture {
@@ -176,10 +179,7 @@ impl Fixture {
 }
 
 /// Starts an engine in this process.
-pub(crate) fn spawn_engine(
-    catalog: &Catalog,
-    node_id: &str,
-) -> (watch::Sender<bool>, JoinHandle<Result<(), mirror::error::Error>>) {
+pub(crate) fn spawn_engine(catalog: &Catalog, node_id: &str) -> RunningEngine {
     let (stop, stopped) = watch::channel(false);
     let options = EngineOptions { node_id: node_id.to_owned(), host: "test".to_owned(), role: "engine" };
     (stop, tokio::spawn(engine::run(catalog.clone(), options, stopped)))

@@ -537,7 +537,7 @@ impl ReplicationStream {
                 b'N' | b'S' => {}
                 b'E' => {
                     let mut whole = BytesMut::with_capacity(length);
-                    whole.extend_from_slice(&[b'E']);
+                    whole.extend_from_slice(b"E");
                     whole.extend_from_slice(&u32::try_from(length - 1).unwrap_or(u32::MAX).to_be_bytes());
                     whole.extend_from_slice(&frame);
                     return match backend::Message::parse(&mut whole) {
