@@ -255,7 +255,7 @@ comment on column peergate.mirror_drops.retry_at    is 'When the next attempt is
 
 create view peergate.mirrors as
 select d.id, d.name, s.name as source, t.name as target, d.desired_state, r.state,
-       greatest(r.source_lsn - r.applied_lsn, 0)::bigint as lag_bytes, r.lag_seconds, r.rows_applied,
+       case when r.applied_lsn is not null then greatest(r.source_lsn - r.applied_lsn, 0) end::bigint as lag_bytes, r.lag_seconds, r.rows_applied,
        r.error_message as last_error, d.selection, d.options, d.object_name, d.owner, d.created_at, d.updated_at
 from peergate.mirror_definitions d
 join peergate.peers s on s.id = d.source_id
@@ -281,7 +281,7 @@ comment on column peergate.mirrors.updated_at    is 'When its definition last ch
 
 create view peergate.mirror_status as
 select d.name as mirror, r.state, r.received_lsn, r.applied_lsn, r.flushed_lsn, r.source_lsn,
-       greatest(r.source_lsn - r.applied_lsn, 0)::bigint as lag_bytes, r.lag_seconds, r.commit_time,
+       case when r.applied_lsn is not null then greatest(r.source_lsn - r.applied_lsn, 0) end::bigint as lag_bytes, r.lag_seconds, r.commit_time,
        r.transactions_applied, r.rows_applied, r.bytes_applied,
        (select sum(t.rows_copied)::bigint from peergate.mirror_table_runtime t where t.mirror_id = d.id) as rows_copied,
        (select sum(t.bytes_copied)::bigint from peergate.mirror_table_runtime t where t.mirror_id = d.id) as bytes_copied,

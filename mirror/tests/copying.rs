@@ -37,7 +37,9 @@ async fn every_type_is_the_same_in_copy_and_in_stream() {
     let odd = "alter database shop set datestyle = 'SQL, DMY'; alter database shop set intervalstyle = 'sql_standard'; alter database shop set timezone = 'Asia/Kolkata';
                alter database shop set extra_float_digits = 0; alter database shop set bytea_output = 'escape'; alter database dwh set datestyle = 'German'";
     fixture.control.batch_execute(odd).await.unwrap();
-    fixture.source.batch_execute(AWKWARD).await.unwrap();
+    let old = ask(&fixture.source, "select current_setting('server_version_num')::int < 140000").await == "t";
+    let awkward = if old { AWKWARD.replace("int4multirange", "text") } else { AWKWARD.to_owned() };
+    fixture.source.batch_execute(&awkward).await.unwrap();
     fixture.create_mirror(r#"{"all": true}"#, "{}").await;
     fixture.caught_up().await;
     assert_eq!(fixture.assert_equal().await, 2);

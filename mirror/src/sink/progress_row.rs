@@ -38,13 +38,14 @@ const SCHEMA: &str = "
 /// # Errors
 /// [`Error::Fenced`] if a newer owner has the row.
 pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn, Error> {
-    // The lock's answer is of no interest, hence one string for all.
-    target.run(&format!("begin; {LOCK}; {SCHEMA} commit")).await?;
+    // In one transaction: another mirror's removal takes the table away when it finds no row in it.
+    target.run(&format!("begin; {LOCK}; {SCHEMA}")).await?;
     let statement = "
         insert into peergate.progress as p (mirror, lane, epoch, applied_lsn) values ($1, 0, $2, '0/0')
         on conflict (mirror, lane) do update set epoch = excluded.epoch, updated_at = pg_catalog.now() where p.epoch <= excluded.epoch
         returning applied_lsn::text";
     let row = target.client.query_opt(statement, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
+    target.run("commit").await?;
     let row = row.ok_or(Error::Fenced)?;
     row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&target.peer, e))
 }
