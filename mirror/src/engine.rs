@@ -11,11 +11,12 @@ use catalog::Catalog;
 use catalog::event::Event;
 use catalog::lease::Assignment;
 use catalog::task::TaskKind;
+use pg::SqlState;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::removal;
 use crate::state::{Action, Local, reconcile};
 use crate::worker::{self, Context, Outcome, Stop};
@@ -100,12 +101,10 @@ pub async fn run(catalog: Catalog, options: EngineOptions, mut shutdown: watch::
             }
             payload = receive(&mut notifications) => engine.notified(payload),
             Some(finished) = engine.running.join_next_with_id() => {
-                let (task, outcome) = match finished {
-                    Ok((task, outcome)) => (task, outcome),
-                    // A panic is a bug in ours; the mirror waits for a person, the others go on.
-                    Err(panic) => (panic.id(), Outcome::GaveUp),
-                };
-                engine.worker_ended(task, outcome).await;
+                match finished {
+                    Ok((task, outcome)) => engine.worker_ended(task, outcome).await,
+                    Err(panic) => engine.worker_panicked(&panic).await,
+                }
                 true
             }
             Some(finished) = engine.removals.join_next() => {
@@ -207,6 +206,26 @@ impl Engine {
         Ok(())
     }
 
+    /// A panic is a bug of ours. Its mirror waits for a person; the others go on.
+    async fn worker_panicked(&mut self, panic: &JoinError) {
+        let problem = Problem::new(SqlState::INTERNAL_ERROR, format!("the mirror's worker failed: {panic}"))
+            .hint("This is a bug in Peergate: report it with the log. RESUME MIRROR tries again.");
+        tracing::error!(error = problem.message, "mirror stopped");
+        if let Some(id) = self.tasks.get(&panic.id()).copied() {
+            let told = self.tell_blocked(id, &problem).await;
+            if let Err(error) = told {
+                tracing::warn!(error = %error, "failure not recorded");
+            }
+        }
+        self.worker_ended(panic.id(), Outcome::GaveUp).await;
+    }
+
+    async fn tell_blocked(&self, mirror_id: i64, problem: &Problem) -> Result<(), Error> {
+        self.catalog.hold_up_tasks(mirror_id, &problem.sqlstate.to_string(), &problem.message, true).await?;
+        self.catalog.set_mirror_failure(mirror_id, "blocked", &problem.failure(1, None)).await?;
+        Ok(())
+    }
+
     /// A mirror whose definition cannot be read, above all because a secret cannot be opened, waits for a person.
     async fn cannot_start(&mut self, assignment: &Assignment, error: Error) -> Result<(), Error> {
         let id = assignment.mirror_id;
@@ -215,17 +234,7 @@ impl Engine {
             return Err(error);
         };
         worker.local = Local::GaveUp(assignment.generation.clone());
-        let failure = catalog::mirror::Failure {
-            sqlstate: problem.sqlstate,
-            message: problem.message.clone(),
-            detail: problem.detail.clone(),
-            hint: problem.hint.clone(),
-            attempt: 1,
-            retry_in: None,
-        };
-        self.catalog.set_mirror_failure(id, "blocked", &failure).await?;
-        self.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, true).await?;
-        Ok(())
+        self.tell_blocked(id, problem).await
     }
 
     async fn note_paused(&mut self, assignment: &Assignment) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use catalog::connect::{ConnectError, chain};
+use catalog::mirror::Failure;
 use pg::pgoutput::DecodeError;
 use pg::{Lsn, SqlState};
 
@@ -38,6 +39,18 @@ impl Problem {
     /// Says what to do about it.
     pub fn hint(self, hint: impl Into<String>) -> Problem {
         Problem { hint: Some(hint.into()), ..self }
+    }
+
+    /// Returns the problem as `mirror_status` shows it, after this many attempts; `retry_in` is `None` when a person must act.
+    pub fn failure(&self, attempt: u32, retry_in: Option<Duration>) -> Failure {
+        Failure {
+            sqlstate: self.sqlstate,
+            message: self.message.clone(),
+            detail: self.detail.clone(),
+            hint: self.hint.clone(),
+            attempt: attempt.cast_signed(),
+            retry_in: retry_in.map(|d| d.as_secs_f64()),
+        }
     }
 
     /// Says where in the source's WAL it happened, unless that is known already.

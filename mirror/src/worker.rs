@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use catalog::Catalog;
 use catalog::event::Event;
-use catalog::mirror::{Failure, Mirror};
+use catalog::mirror::Mirror;
 use catalog::task::TaskKind;
 use pg::{Lsn, SqlState};
 use tokio::sync::{Notify, watch};
@@ -159,14 +159,6 @@ async fn tell_failure(
         None => tracing::error!(state = name, sqlstate = %problem.sqlstate, error = problem.message, "mirror stopped"),
     }
     let id = context.mirror.id;
-    let failure = Failure {
-        sqlstate: problem.sqlstate,
-        message: problem.message.clone(),
-        detail: problem.detail.clone(),
-        hint: problem.hint.clone(),
-        attempt: attempt.cast_signed(),
-        retry_in: delay.map(|d| d.as_secs_f64()),
-    };
     let level = if delay.is_some() { "warning" } else { "error" };
     let event = Event {
         level,
@@ -179,7 +171,7 @@ async fn tell_failure(
     context.event(&event).await?;
     context.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, delay.is_none()).await?;
     // Last: whoever waits for the mirror sees this, and finds the rest in place.
-    context.catalog.set_mirror_failure(id, name, &failure).await?;
+    context.catalog.set_mirror_failure(id, name, &problem.failure(attempt, delay)).await?;
     Ok(())
 }
 

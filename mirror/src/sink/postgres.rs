@@ -26,11 +26,14 @@ const SEND_BYTES: usize = 256 << 10;
 /// Relations whose staging tables and statements are kept; each staging table costs a little at every commit.
 const RELATIONS_MAX: usize = 64;
 
+/// How a sink's session writes.
+///
 /// The joins with a staging table must go by the target's index: the planner knows nothing of a staging table's size, and would rather
-/// read the whole target.
-const PLANNER: &str = "
+/// read the whole target. Who holds a lock that we need is told on by an error that passes, not by a lag that grows in silence. What is
+/// acknowledged to the source must be on disk here.
+const SETTINGS: &str = "
     set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;
-    set synchronous_commit = on;
+    set temp_buffers = '64MB'; set lock_timeout = '30s'; set synchronous_commit = on;
 ";
 
 /// A session that applies changes to one target.
@@ -80,7 +83,7 @@ impl PostgresSink {
     pub async fn open(peer: &str, options: &PeerOptions, mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
         let (target, triggers_fire) = open_writer(peer, options).await?;
         let applied = progress_row::claim(&target, mirror, epoch).await?;
-        target.run(PLANNER).await?;
+        target.run(SETTINGS).await?;
         let mirror = mirror.to_owned();
         Ok(PostgresSink {
             target,
