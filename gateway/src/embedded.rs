@@ -1,7 +1,11 @@
 //! The embedded catalog: a private Postgres cluster in the data directory, and who may use that directory.
 //!
 //! What a cluster is and how it is run is in [`catalog::cluster`]; here is what Peergate wants of it: one process per
-//! directory, a role and a database `peergate`, a password, sensible settings. The schema is not made here.
+//! directory, a database, two roles, their passwords, sensible settings. The schema is not made here.
+//!
+//! The role `peergate` is the user's: its password may be changed like any other's, by `ALTER ROLE` or `\password`, and
+//! stays as it was set. Peergate's own sessions have a role of their own, `peergate_internal`, so that nothing that is done
+//! to the user's role keeps Peergate out.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -16,8 +20,17 @@ use tokio_postgres::error::SqlState;
 
 use crate::config::Secret;
 
-/// The role that owns the embedded catalog, and the name of its database.
+/// The user's role, which owns the embedded catalog, and the name of its database.
 pub const ROLE: &str = "peergate";
+
+/// The role of Peergate's own sessions on the embedded catalog. What is made there is made as [`ROLE`] all the same.
+pub const INTERNAL_ROLE: &str = "peergate_internal";
+
+/// File in the data directory with the user's password as it was at first.
+const PASSWORD_FILE: &str = "password";
+
+/// File in the data directory with the password of [`INTERNAL_ROLE`].
+const INTERNAL_PASSWORD_FILE: &str = "internal-password";
 
 /// What is set on the embedded catalog; `ALTER SYSTEM` overrides it.
 const SETTINGS: [(&str, &str); 11] = [
@@ -123,13 +136,15 @@ impl DataDir {
     }
 }
 
-/// Where the password of the embedded catalog's role is to be found.
+/// Where the user's password is to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PasswordPlace {
     /// In `PEERGATE_PASSWORD`, which whoever started the process has set.
     Environment,
     /// In a file with mode 0600.
     File(PathBuf),
+    /// With whoever set it last: in SQL, or in `PEERGATE_PASSWORD` at an earlier start.
+    Elsewhere,
 }
 
 /// The running embedded catalog, stopped when it is dropped.
@@ -142,37 +157,41 @@ pub struct EmbeddedCatalog {
 }
 
 impl EmbeddedCatalog {
-    /// Starts the cluster in the data directory, made first if need be, with its role, its password and its database.
+    /// Starts the cluster in the data directory, made first if need be, with its roles, their passwords and its database.
     ///
-    /// `password` is what the role's password shall be: one that differs from the cluster's replaces it. With `None` it is
-    /// the one in the file `password`, made at random at the first start.
+    /// `password` is what the user's password shall be at each start: one that differs from the cluster's replaces it, also
+    /// one that was set in SQL since, and so it is the way back in for who has lost theirs. With `None` the first start makes
+    /// one at random and keeps it in the file `password`; no later start touches it. Who then changes it in SQL has changed
+    /// it for good: the file is left as it is, and [`EmbeddedCatalog::password_place`] says that it is of no use any more.
     ///
     /// # Errors
     /// [`EmbeddedError`]; nothing is left running.
     pub async fn start(directory: &DataDir, password: Option<&Secret>) -> Result<Self, EmbeddedError> {
-        let (password, password_place) = match password {
-            Some(password) => (password.clone(), PasswordPlace::Environment),
-            None => {
-                let path = directory.path.join("password");
-                (read_or_make_password(&path)?, PasswordPlace::File(path))
-            }
-        };
+        let password_path = directory.path.join(PASSWORD_FILE);
         let mut options = ClusterOptions::new(directory.path.join("pgdata"), ROLE);
+        let wanted = match password {
+            Some(password) => Some(password.clone()),
+            None if cluster::major_of(&options.data_dir).is_none() => Some(read_or_make_password(&password_path)?),
+            None => read_password(&password_path)?,
+        };
+        let internal = read_or_make_password(&directory.path.join(INTERNAL_PASSWORD_FILE))?;
         options.socket_dir = Some(directory.path.join("run"));
-        options.password = Some(password.reveal().to_owned());
+        options.password = wanted.as_ref().map(|password| password.reveal().to_owned());
         options.settings = SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let cluster = blocking({
-            let options = options.clone();
-            move || make_and_start(options)
+            let (options, internal) = (options.clone(), internal.clone());
+            move || make_and_start(options, &internal)
         })
         .await?;
         let mut config = cluster.conninfo().config(ROLE);
-        config.password(password.reveal()).application_name("peergate").connect_timeout(Duration::from_secs(10));
+        config.application_name("peergate").connect_timeout(Duration::from_secs(10));
+        let mut user_config = config.clone();
+        config.user(INTERNAL_ROLE).password(internal.reveal());
 
         let cluster = match ensure_database(&config).await {
-            Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => {
-                let password = password.clone();
-                let cluster = blocking(move || change_password(cluster, options, &password)).await?;
+            Err(error) if is_refused(&error) => {
+                let internal = internal.clone();
+                let cluster = blocking(move || make_role_and_restart(cluster, options, &internal)).await?;
                 ensure_database(&config).await?;
                 cluster
             }
@@ -181,14 +200,26 @@ impl EmbeddedCatalog {
                 cluster
             }
         };
-        if password_place == PasswordPlace::Environment {
-            // The one in the file is not the password any more.
-            let _ = fs::remove_file(directory.path.join("password"));
-        }
-        Ok(Self { supervisor: cluster.supervise(), config, password, password_place })
+        let valid = match &wanted {
+            Some(wanted) => log_in(user_config.password(wanted.reveal())).await?,
+            None => false,
+        };
+        let password_place = match password {
+            Some(password) => {
+                if !valid {
+                    change_password(&config, password).await?;
+                }
+                // The one in the file is not the password any more.
+                let _ = fs::remove_file(&password_path);
+                PasswordPlace::Environment
+            }
+            None if valid => PasswordPlace::File(password_path),
+            None => PasswordPlace::Elsewhere,
+        };
+        Ok(Self { supervisor: cluster.supervise(), config, password: internal, password_place })
     }
 
-    /// How to connect to the catalog's database as its owner.
+    /// How Peergate itself connects to the catalog's database.
     pub fn config(&self) -> &tokio_postgres::Config {
         &self.config
     }
@@ -198,12 +229,12 @@ impl EmbeddedCatalog {
         self.supervisor.conninfo()
     }
 
-    /// The owner's password.
+    /// The password of Peergate's own sessions.
     pub fn password(&self) -> &Secret {
         &self.password
     }
 
-    /// Where the owner's password is to be found.
+    /// Where the user's password is to be found.
     pub fn password_place(&self) -> &PasswordPlace {
         &self.password_place
     }
@@ -223,49 +254,106 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-fn make_and_start(options: ClusterOptions) -> Result<Cluster, EmbeddedError> {
+fn make_and_start(options: ClusterOptions, internal: &Secret) -> Result<Cluster, EmbeddedError> {
     // A cluster that is there needs the server that made it, even if a newer one has been installed since.
     let binaries = match cluster::major_of(&options.data_dir) {
         Some(major) => Binaries::for_major(major)?,
         None => Binaries::find(None)?,
     };
     if Cluster::init(&binaries, &options)? {
+        make_role(&binaries, &options, internal)?;
         tracing::info!(data_dir = %options.data_dir.display(), major = binaries.major(), "made the embedded catalog");
     }
     Ok(Cluster::start(&binaries, options)?)
 }
 
-/// Sets the role's password without knowing the old one.
+/// Makes the role of Peergate's own sessions, or makes it usable again, on a cluster that is not running.
 ///
-/// In single-user mode, so that no way in without a password is ever open to others. The server gets a SCRAM verifier
-/// and never sees the password itself.
-fn change_password(mut cluster: Cluster, options: ClusterOptions, password: &Secret) -> Result<Cluster, EmbeddedError> {
-    tracing::info!("changing the password of the embedded catalog's role");
+/// In single-user mode, because that needs no password: the user's may be anything by now, and no way in without a password
+/// is ever open to others. The server gets a SCRAM verifier and never sees the password itself.
+fn make_role(binaries: &Binaries, options: &ClusterOptions, internal: &Secret) -> Result<(), EmbeddedError> {
+    let verifier = postgres_protocol::password::scram_sha_256(internal.reveal().as_bytes());
+    let sql = format!(
+        "do $$ begin if not exists (select from pg_roles where rolname = '{INTERNAL_ROLE}') then create role {INTERNAL_ROLE}; end if; end $$;\n\
+         alter role {INTERNAL_ROLE} superuser login connection limit -1 valid until 'infinity' password '{verifier}';\n\
+         comment on role {INTERNAL_ROLE} is 'The sessions of peergate itself; its password is in the data directory.';"
+    );
+    Ok(Cluster::run_single_user(binaries, &options.data_dir, "postgres", &sql)?)
+}
+
+fn make_role_and_restart(
+    mut cluster: Cluster,
+    options: ClusterOptions,
+    internal: &Secret,
+) -> Result<Cluster, EmbeddedError> {
+    tracing::info!(role = INTERNAL_ROLE, "making the role of peergate's own sessions");
     cluster.stop(StopMode::Fast);
     let binaries = cluster.binaries().clone();
     drop(cluster);
-    let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
-    let sql = format!("alter role {ROLE} password '{verifier}'");
-    Cluster::run_single_user(&binaries, &options.data_dir, "postgres", &sql)?;
+    make_role(&binaries, &options, internal)?;
     Ok(Cluster::start(&binaries, options)?)
+}
+
+/// Whether a login failed because of the role or its password.
+fn is_refused(error: &tokio_postgres::Error) -> bool {
+    [Some(&SqlState::INVALID_PASSWORD), Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)].contains(&error.code())
 }
 
 async fn ensure_database(config: &tokio_postgres::Config) -> Result<(), tokio_postgres::Error> {
     let (client, connection) = config.clone().dbname("postgres").connect(NoTls).await?;
     let connection = tokio::spawn(connection);
     if client.query_opt("select from pg_database where datname = $1", &[&ROLE]).await?.is_none() {
-        client.batch_execute(&format!("create database {ROLE}")).await?;
+        client.batch_execute(&format!("create database {ROLE} owner {ROLE}")).await?;
     }
     drop(client);
     let _ = connection.await;
     Ok(())
 }
 
-fn read_or_make_password(path: &Path) -> Result<Secret, EmbeddedError> {
+/// Tells whether the role and password of `config` let one in.
+async fn log_in(config: &tokio_postgres::Config) -> Result<bool, tokio_postgres::Error> {
+    match config.connect(NoTls).await {
+        Ok((client, connection)) => {
+            drop(client);
+            let _ = connection.await;
+            Ok(true)
+        }
+        Err(error) if is_refused(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn change_password(config: &tokio_postgres::Config, password: &Secret) -> Result<(), tokio_postgres::Error> {
+    tracing::info!(role = ROLE, "changing the password of the embedded catalog's role");
+    let (client, connection) = config.connect(NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
+    client.batch_execute(&format!("alter role {ROLE} password '{verifier}'")).await?;
+    drop(client);
+    let _ = connection.await;
+    Ok(())
+}
+
+/// Reads the password that Peergate's own sessions have in a data directory that another process uses.
+///
+/// # Errors
+/// [`EmbeddedError::Io`] if there is none, or it is not for us to read.
+pub fn internal_password(data_dir: &Path) -> Result<Secret, EmbeddedError> {
+    let path = data_dir.join(INTERNAL_PASSWORD_FILE);
+    read_password(&path)?.ok_or_else(|| EmbeddedError::io("read", &path, io::ErrorKind::NotFound.into()))
+}
+
+fn read_password(path: &Path) -> Result<Option<Secret>, EmbeddedError> {
     match fs::read_to_string(path) {
-        Ok(text) if !text.trim_end().is_empty() => return Ok(Secret::new(text.trim_end())),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(EmbeddedError::io("read", path, error)),
-        _ => {}
+        Ok(text) => Ok(Some(text.trim_end()).filter(|text| !text.is_empty()).map(Secret::new)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(EmbeddedError::io("read", path, error)),
+    }
+}
+
+fn read_or_make_password(path: &Path) -> Result<Secret, EmbeddedError> {
+    if let Some(password) = read_password(path)? {
+        return Ok(password);
     }
     // 120 bits in letters and digits that need no quoting anywhere.
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";

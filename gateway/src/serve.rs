@@ -13,8 +13,8 @@ use catalog::Catalog;
 use catalog::connect::Connector;
 use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
-use gateway::config::{CatalogSource, Config};
-use gateway::embedded::{DataDir, EmbeddedCatalog, PasswordPlace, ROLE};
+use gateway::config::{CatalogSource, Config, Secret};
+use gateway::embedded::{DataDir, EmbeddedCatalog, INTERNAL_ROLE, PasswordPlace, ROLE, internal_password};
 use gateway::server::{Server, ServerOptions};
 use mirror::engine::{self, EngineOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,16 +50,18 @@ async fn serve_on(
     embedded: Option<&EmbeddedCatalog>,
     stop: &mut StopSignal,
 ) -> anyhow::Result<()> {
-    let catalog = open_catalog(config, embedded)?;
+    let access = CatalogAccess::new(config, embedded)?;
+    let keyring = keyring(config)?;
     tokio::select! {
-        migrated = catalog.migrate() => migrated.context("cannot migrate the catalog")?,
+        migrated = access.migrate(&keyring) => migrated?,
         () = stop.received() => return Ok(()),
     }
     let mut gateway = None;
     if config.role.runs_gateway() {
         let mut options = ServerOptions::new(config.listen);
         options.tls = config.tls.clone();
-        let server = Server::bind(options, catalog.clone()).await?;
+        // A pool of its own: its sessions live on the gateway's threads and end with them, before the engine does.
+        let server = Server::bind(options, access.open(keyring.clone())?).await?;
         let address = server.local_addr()?;
         if !address.ip().is_loopback() && config.tls.is_none() {
             tracing::info!(%address, "listening beyond this machine without TLS");
@@ -69,7 +71,8 @@ async fn serve_on(
     let mut engine = None;
     if config.role.runs_engine() {
         let options = EngineOptions { node_id: node_id(directory)?, host: host_name(), role: config.role.name() };
-        engine = Some(Part::start(|shutdown| engine::run(catalog.clone(), options, shutdown)));
+        let catalog = access.open(keyring)?;
+        engine = Some(Part::start(|shutdown| engine::run(catalog, options, shutdown)));
     }
     announce(gateway.as_ref().map(|(address, _)| *address), embedded);
     let mut gateway = gateway.map(|(_, part)| part);
@@ -94,32 +97,29 @@ async fn serve_on(
 /// # Errors
 /// If the key was given in the environment, or the catalog cannot be reached.
 pub(crate) async fn rotate_key(config: Config) -> anyhow::Result<()> {
-    let (embedded, _directory, catalog) = match DataDir::lock(&config.data_dir) {
+    let (embedded, _directory, access) = match DataDir::lock(&config.data_dir) {
         Ok(directory) => {
             let embedded = start_embedded(&config, &directory).await?;
-            let catalog = open_catalog(&config, embedded.as_ref())?;
-            (embedded, Some(directory), catalog)
+            let access = CatalogAccess::new(&config, embedded.as_ref())?;
+            (embedded, Some(directory), access)
         }
         // A running server is no obstacle: its embedded catalog is there to be used.
         Err(gateway::embedded::EmbeddedError::InUse { .. }) => {
-            let options = match &config.catalog {
-                CatalogSource::External { url } => PeerOptions::from_uri(url.reveal())?,
-                CatalogSource::Embedded { password } => {
-                    let file = config.data_dir.join("password");
-                    let password = match password {
-                        Some(password) => password.reveal().to_owned(),
-                        None => fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?,
-                    };
+            let access = match &config.catalog {
+                CatalogSource::External { .. } => CatalogAccess::new(&config, None)?,
+                CatalogSource::Embedded { .. } => {
                     let host = config.data_dir.join("run").to_string_lossy().into_owned();
-                    embedded_options(host, 5432, password.trim_end().to_owned())
+                    CatalogAccess::embedded(&host, 5432, &internal_password(&config.data_dir)?)
                 }
             };
-            (None, None, Catalog::new(Connector::new(&options)?, keyring(&config)?)?)
+            (None, None, access)
         }
         Err(error) => return Err(error.into()),
     };
     let result = async {
-        catalog.migrate().await.context("cannot migrate the catalog")?;
+        let keyring = keyring(&config)?;
+        access.migrate(&keyring).await?;
+        let catalog = access.open(keyring)?;
         // Before the new key is put in front, those that seal nothing any more are forgotten.
         let in_use = catalog.reseal().await?;
         catalog.keyring().rotate(&in_use)?;
@@ -141,29 +141,51 @@ async fn start_embedded(config: &Config, directory: &DataDir) -> anyhow::Result<
     }
 }
 
-fn open_catalog(config: &Config, embedded: Option<&EmbeddedCatalog>) -> anyhow::Result<Catalog> {
-    let options = match (&config.catalog, embedded) {
-        (CatalogSource::External { url }, _) => {
-            PeerOptions::from_uri(url.reveal()).context("cannot use the catalog's URL")?
-        }
-        (CatalogSource::Embedded { .. }, Some(embedded)) => {
-            let conninfo = embedded.conninfo();
-            embedded_options(conninfo.host.clone(), conninfo.port, embedded.password().reveal().to_owned())
-        }
-        (CatalogSource::Embedded { .. }, None) => anyhow::bail!("there is no embedded catalog"),
-    };
-    Ok(Catalog::new(Connector::new(&options)?, keyring(config)?)?)
+/// How Peergate itself connects to the catalog.
+struct CatalogAccess {
+    options: PeerOptions,
+    /// For migrations: what they make in the embedded catalog belongs to the user's role, whoever's session makes it.
+    migration_options: PeerOptions,
 }
 
-fn embedded_options(host: String, port: u16, password: String) -> PeerOptions {
-    PeerOptions::plain([
-        ("host", host),
-        ("port", port.to_string()),
-        ("user", ROLE.to_owned()),
-        ("password", password),
-        ("database", ROLE.to_owned()),
-        ("application_name", "peergate".to_owned()),
-    ])
+impl CatalogAccess {
+    fn new(config: &Config, embedded: Option<&EmbeddedCatalog>) -> anyhow::Result<Self> {
+        match (&config.catalog, embedded) {
+            (CatalogSource::External { url }, _) => {
+                let options = PeerOptions::from_uri(url.reveal()).context("cannot use the catalog's URL")?;
+                Ok(Self { migration_options: options.clone(), options })
+            }
+            (CatalogSource::Embedded { .. }, Some(embedded)) => {
+                let conninfo = embedded.conninfo();
+                Ok(Self::embedded(&conninfo.host, conninfo.port, embedded.password()))
+            }
+            (CatalogSource::Embedded { .. }, None) => anyhow::bail!("there is no embedded catalog"),
+        }
+    }
+
+    fn embedded(host: &str, port: u16, password: &Secret) -> Self {
+        let options = |more: Option<(&'static str, String)>| {
+            let common = [
+                ("host", host.to_owned()),
+                ("port", port.to_string()),
+                ("user", INTERNAL_ROLE.to_owned()),
+                ("password", password.reveal().to_owned()),
+                ("database", ROLE.to_owned()),
+                ("application_name", "peergate".to_owned()),
+            ];
+            PeerOptions::plain(common.into_iter().chain(more))
+        };
+        Self { options: options(None), migration_options: options(Some(("options", format!("-c role={ROLE}")))) }
+    }
+
+    fn open(&self, keyring: Arc<Keyring>) -> anyhow::Result<Catalog> {
+        Ok(Catalog::new(Connector::new(&self.options)?, keyring)?)
+    }
+
+    async fn migrate(&self, keyring: &Arc<Keyring>) -> anyhow::Result<()> {
+        let catalog = Catalog::new(Connector::new(&self.migration_options)?, Arc::clone(keyring))?;
+        catalog.migrate().await.context("cannot migrate the catalog")
+    }
 }
 
 fn keyring(config: &Config) -> anyhow::Result<Arc<Keyring>> {
@@ -211,6 +233,10 @@ fn announce(address: Option<std::net::SocketAddr>, embedded: Option<&EmbeddedCat
         Some(PasswordPlace::Environment) => {
             let _ = writeln!(out, "  psql \"host={host} port={} user={ROLE} dbname={ROLE}\"", address.port());
             let _ = writeln!(out, "  the password is the one in PEERGATE_PASSWORD");
+        }
+        Some(PasswordPlace::Elsewhere) => {
+            let _ = writeln!(out, "  psql \"host={host} port={} user={ROLE} dbname={ROLE}\"", address.port());
+            let _ = writeln!(out, "  the password is the one that was set last");
         }
         None => {
             let _ = writeln!(out, "  psql \"host={host} port={} user=… dbname=peergate\"", address.port());
