@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
+mod crash;
 mod embedded;
 mod relay;
 mod serve;
+mod stage;
 mod statements;
 mod support;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use catalog::cluster::TestCluster;
@@ -11,10 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_postgres::{Config, NoTls};
 
-struct Place(PathBuf);
+use crate::stage::Stage;
+
+/// A data directory, removed when dropped.
+pub(crate) struct Place(pub(crate) PathBuf);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(std::env::temp_dir().join(format!("peergate-serve-{:016x}", rand::random::<u64>())))
     }
 }
@@ -36,10 +40,12 @@ fn peergate() -> Command {
 }
 
 /// A running `peergate serve`; killed when dropped without a stop.
-struct Server {
-    child: Child,
+pub(crate) struct Server {
+    pub(crate) child: Child,
     /// What it printed until it was ready, and the next two lines.
-    printed: Vec<String>,
+    pub(crate) printed: Vec<String>,
+    /// Collects its log, so that a full pipe never holds it up.
+    log: Option<JoinHandle<String>>,
 }
 
 impl Server {
@@ -49,7 +55,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    fn start(data_dir: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(data_dir: &Path, more: &[&str]) -> Self {
         Self::ready(Self::spawn(data_dir, more))
     }
 
@@ -61,20 +67,26 @@ impl Server {
             child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
             panic!("not ready: {printed:?}\n{log}");
         }
-        Self { child, printed }
+        let mut stderr = child.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut log = Vec::new();
+            let _ = stderr.read_to_end(&mut log);
+            String::from_utf8_lossy(&log).into_owned()
+        });
+        Self { child, printed, log: Some(log) }
     }
 
-    fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         self.printed[0].strip_prefix("peergate is ready on ").unwrap()
     }
 
     /// Connects as the embedded catalog's owner.
-    fn config(&self, data_dir: &Path) -> Config {
+    pub(crate) fn config(&self, data_dir: &Path) -> Config {
         let password = fs::read_to_string(data_dir.join("password")).unwrap();
         self.config_as("peergate", password.trim_end(), "peergate")
     }
 
-    fn config_as(&self, user: &str, password: &str, database: &str) -> Config {
+    pub(crate) fn config_as(&self, user: &str, password: &str, database: &str) -> Config {
         let (host, port) = self.address().rsplit_once(':').unwrap();
         let mut config = Config::new();
         config.host(host).port(port.parse().unwrap()).user(user).password(password).dbname(database);
@@ -82,11 +94,10 @@ impl Server {
     }
 
     /// Ends it as an operator does, and gives its log.
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         let started = Instant::now();
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let log = self.log.take().unwrap().join().unwrap();
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}\n{log}");
         assert!(started.elapsed() < Duration::from_secs(15), "took {:?}\n{log}", started.elapsed());
@@ -184,4 +195,29 @@ fn what_cannot_be_done_is_said_at_once() {
     };
     assert!(said(&["--role", "engine"]).contains("needs catalog"));
     assert!(said(&["--catalog", "postgres://127.0.0.1:1/nothing"]).contains("127.0.0.1:1"));
+}
+
+/// What is in the catalog was made for the user, though Peergate's own session made it.
+#[tokio::test(flavor = "multi_thread")]
+async fn user_changes_the_password_and_peergate_goes_on() {
+    let mut stage = Stage::start().await;
+    stage.psql("alter role peergate password 'changed'").await;
+    "changed".clone_into(&mut stage.password);
+    stage.create_mirror().await;
+    stage.caught_up().await;
+    stage.assert_equal().await;
+    let who = "select concat_ws(' ', session_user, current_user, (select owner from mirrors), (select string_agg(distinct owner, ',') from peers), \
+        (select string_agg(distinct created_by, ',') from tasks))";
+    assert_eq!(stage.psql(who).await.trim(), "peergate peergate peergate peergate peergate");
+    let foreign = "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace, pg_proc p \
+        where n.nspname = 'peergate' and p.pronamespace = n.oid and ('peergate'::regrole <> all (array[c.relowner, n.nspowner, p.proowner]))";
+    assert_eq!(stage.psql(foreign).await.trim(), "0");
+
+    stage.server.take().unwrap().stop();
+    stage.restart();
+    assert_eq!(stage.server.as_ref().unwrap().printed[2], "  the password is the one that was set last");
+    assert_eq!(stage.psql("show server_encoding").await.trim(), "UTF8");
+    stage.on_source().await.batch_execute("insert into history values (0, 1)").await.unwrap();
+    stage.caught_up().await;
+    stage.assert_equal().await;
 }
