@@ -44,13 +44,37 @@ impl ConnectError {
                 sqlstate: SqlState::from_text(db.code().code()),
                 hint: db.hint().map(str::to_owned),
             },
-            None => ConnectError::new(format!("{address}: {}", chain(error))),
+            None => {
+                let cause = std::error::Error::source(error);
+                let message = format!("{address}: {}", chain(error));
+                // The client gives its errors no kind to tell them by.
+                if cause.is_some_and(|cause| cause.to_string() == "password missing") {
+                    let message = format!("{address}: the server asks for a password and none is given");
+                    return ConnectError { sqlstate: Some(SqlState::INVALID_PASSWORD), ..ConnectError::new(message) };
+                }
+                let hint = cause.and_then(|cause| crate::tls::hint(cause.downcast_ref()?)).map(str::to_owned);
+                ConnectError { hint, ..ConnectError::new(message) }
+            }
         }
     }
 
     /// Says what the system answered at `address`.
     pub fn io(address: &str, error: &io::Error) -> ConnectError {
-        ConnectError::new(format!("{address}: {error}"))
+        let hint = crate::tls::hint(error).map(str::to_owned);
+        ConnectError { hint, ..ConnectError::new(format!("{address}: {error}")) }
+    }
+
+    /// Whether this error tells more than `other`, which came first; `same_server` if both are from one host and port.
+    ///
+    /// A server that answered has more to say than one that did not. But "no pg_hba.conf entry" is what a second try with the other
+    /// use of TLS often gets, and then the first try's error is the one that matters.
+    fn tells_more_than(&self, other: &ConnectError, same_server: bool) -> bool {
+        let rank = |error: &ConnectError| match error.sqlstate {
+            None => 0,
+            Some(SqlState::INVALID_AUTHORIZATION) => 1,
+            Some(_) => 2,
+        };
+        rank(self) > rank(other) && !(same_server && rank(self) == 1)
     }
 }
 
@@ -156,18 +180,18 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] of the attempt that got furthest: one that the server answered before one that nobody did.
     pub async fn connect(&self) -> Result<(Client, &Attempt), ConnectError> {
-        let mut worst: Option<ConnectError> = None;
+        let mut worst: Option<(ConnectError, &Attempt)> = None;
         for attempt in &self.attempts {
             match attempt.connect().await {
                 Ok(client) => return Ok((client, attempt)),
                 Err(error) => {
-                    if worst.as_ref().is_none_or(|w| w.sqlstate.is_none()) {
-                        worst = Some(error);
+                    if worst.as_ref().is_none_or(|(w, at)| error.tells_more_than(w, at.address == attempt.address)) {
+                        worst = Some((error, attempt));
                     }
                 }
             }
         }
-        Err(worst.expect("there is at least one attempt"))
+        Err(worst.expect("there is at least one attempt").0)
     }
 }
 

@@ -5,9 +5,10 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -72,11 +73,15 @@ impl PeerTls {
         let builder = if verify == Verify::Nothing {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         } else {
-            let roots = Arc::new(authorities(options)?);
-            let chain =
-                WebPkiServerVerifier::builder_with_provider(roots, provider).build().map_err(io::Error::other)?;
+            let trusted = authorities(options)?;
+            let mut roots = RootCertStore::empty();
+            for certificate in &trusted {
+                roots.add(certificate.clone()).map_err(|e| unusable("sslrootcert", e))?;
+            }
+            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+            let inner = inner.build().map_err(io::Error::other)?;
             let any_name = verify == Verify::Authority;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Chain { inner: chain, any_name }))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Chain { inner, trusted, any_name }))
         };
         let config = match (options.get("sslcert"), options.get("sslkey")) {
             (Some(certificate), Some(key)) => {
@@ -116,13 +121,11 @@ impl PeerTls {
 
 /// Hashes a certificate as RFC 5929 section 4.1 says: by its signature's hash, SHA-256 in place of weaker ones.
 fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    use x509_cert::der::Decode;
     use x509_cert::der::oid::db::rfc5912::{
         ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, SHA_1_WITH_RSA_ENCRYPTION,
         SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
     };
-    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
-    match parsed.signature_algorithm.oid {
+    match x509(certificate)?.signature_algorithm.oid {
         SHA_1_WITH_RSA_ENCRYPTION | SHA_256_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_256 => {
             Some(Sha256::digest(certificate).to_vec())
         }
@@ -136,8 +139,20 @@ fn unusable(option: &str, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("option \"{option}\" cannot be used: {error}"))
 }
 
-fn authorities(options: &PeerOptions) -> io::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
+/// What to do about a handshake that failed, when there is something to say.
+pub fn hint(error: &io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            Some("The server's certificate is not signed by an authority in sslrootcert.")
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Some("Set host to a name in the server's certificate; with hostaddr it need not be the address."),
+        _ => None,
+    }
+}
+
+fn authorities(options: &PeerOptions) -> io::Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<CertificateDer<'static>> = match (options.get("root_ca"), options.get("sslrootcert")) {
         (Some(pem), _) => CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<_, _>>()
@@ -147,10 +162,7 @@ fn authorities(options: &PeerOptions) -> io::Result<RootCertStore> {
             .and_then(Iterator::collect::<Result<_, _>>)
             .map_err(|e| unusable("sslrootcert", e))?,
     };
-    for certificate in certificates {
-        roots.add(certificate).map_err(|e| unusable("sslrootcert", e))?;
-    }
-    if roots.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(roots) }
+    if certificates.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(certificates) }
 }
 
 /// Accepts every certificate, for the modes that only encrypt. The server must still prove that it has the key.
@@ -192,11 +204,60 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// Verifies the chain to a trusted authority and, unless `any_name`, the name.
+/// Verifies the chain to a trusted authority and, unless `any_name`, the name; as libpq does, also where webpki is stricter.
 #[derive(Debug)]
 struct Chain {
     inner: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
     any_name: bool,
+}
+
+impl Chain {
+    /// Verifies a certificate that is itself trusted: there is no chain, only dates and name.
+    fn verify_trusted(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let parsed = x509(certificate).ok_or(CertificateError::BadEncoding)?;
+        let validity = parsed.tbs_certificate.validity;
+        if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now.as_secs() > validity.not_after.to_unix_duration().as_secs() {
+            return Err(CertificateError::Expired.into());
+        }
+        match verify_server_name(&ParsedCertificate::try_from(certificate)?, name) {
+            Err(error) if !(self.any_name || is_common_name(certificate, name)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn x509(certificate: &[u8]) -> Option<x509_cert::Certificate> {
+    x509_cert::der::Decode::from_der(certificate).ok()
+}
+
+/// Whether `name` is the common name of a certificate that has no alternative names: those that PostgreSQL's documentation makes.
+///
+/// Source: PostgreSQL docs, libpq-ssl, "Client Verification of Server Certificates".
+fn is_common_name(certificate: &[u8], name: &ServerName<'_>) -> bool {
+    use x509_cert::der::oid::db::rfc4519::COMMON_NAME;
+    use x509_cert::der::oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME;
+    let Some(parsed) = x509(certificate) else { return false };
+    let extensions = parsed.tbs_certificate.extensions.unwrap_or_default();
+    if extensions.iter().any(|extension| extension.extn_id == ID_CE_SUBJECT_ALT_NAME) {
+        return false;
+    }
+    let attributes = parsed.tbs_certificate.subject.0.iter().flat_map(|rdn| rdn.0.iter());
+    let mut names =
+        attributes.filter(|a| a.oid == COMMON_NAME).filter_map(|a| std::str::from_utf8(a.value.value()).ok());
+    let host = name.to_str();
+    names.any(|common| match common.strip_prefix("*.") {
+        Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
+        None => common.eq_ignore_ascii_case(&host),
+    })
 }
 
 impl ServerCertVerifier for Chain {
@@ -212,7 +273,13 @@ impl ServerCertVerifier for Chain {
             // The chain is verified before the name, so a wrong name means that the chain is right.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name => Ok(ServerCertVerified::assertion()),
+            )) if self.any_name || is_common_name(certificate, name) => Ok(ServerCertVerified::assertion()),
+            // OpenSSL takes a certificate that is trusted itself; webpki wants an authority above it.
+            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_)))
+                if self.trusted.iter().any(|trusted| trusted == certificate) =>
+            {
+                self.verify_trusted(certificate, name, now).map(|()| ServerCertVerified::assertion())
+            }
             other => other,
         }
     }

@@ -9,3 +9,4 @@ mod lifecycle;
 mod preflight;
 mod streaming;
 mod support;
+mod tls;
