@@ -21,10 +21,11 @@ check:
 	cargo test --workspace --lib --bins
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-# Benchmarks, each a ratio to a named alternative in the same run.
+# Benchmarks, each a ratio to a named alternative in the same run. BENCH_SCALE (default 1) makes the load larger or smaller.
 bench:
 	scripts/setup.sh
-	cargo bench --workspace
+	cargo bench -p pg --bench decode
+	cargo bench -p mirror --bench catch_up
 
 # The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
 golden:
