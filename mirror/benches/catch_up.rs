@@ -253,7 +253,8 @@ impl Stage {
                 .into_iter()
                 .enumerate()
         {
-            self.pause(true).await;
+            self.settle().await;
+            self.pause().await;
             match n {
                 0 => {
                     let (clients, transactions) = (clients.to_string(), transactions.to_string());
@@ -280,12 +281,27 @@ impl Stage {
         measured
     }
 
-    async fn pause(&self, both: bool) {
+    /// Lets both run until their slots begin after all that was done, so that no walsender decodes an earlier load again.
+    async fn settle(&self) {
+        let (source, native) = (connect(&self.source, "loaded").await, connect(&self.native, "loaded").await);
+        native.batch_execute("alter subscription loaded enable").await.unwrap();
+        self.control.batch_execute("call peergate.resume_mirror('loaded')").await.unwrap();
+        self.wait_for_state("loaded", "running").await;
+        let end: String = source.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let settled = format!("select count(*) = 2 and bool_and(restart_lsn >= '{end}') from pg_replication_slots");
+        wait_for(&settled, async || {
+            // It writes the record at which a slot can begin.
+            source.batch_execute("checkpoint").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            source.query_one(&settled, &[]).await.unwrap().get(0)
+        })
+        .await;
+    }
+
+    async fn pause(&self) {
+        self.control.batch_execute("call peergate.pause_mirror('loaded')").await.unwrap();
+        self.wait_for_state("loaded", "paused").await;
         let native = connect(&self.native, "loaded").await;
-        if both {
-            self.control.batch_execute("call peergate.pause_mirror('loaded')").await.unwrap();
-            self.wait_for_state("loaded", "paused").await;
-        }
         native.batch_execute("alter subscription loaded disable").await.unwrap();
         let source = connect(&self.source, "loaded").await;
         wait_until(&source, "select bool_and(not active) from pg_replication_slots").await;
