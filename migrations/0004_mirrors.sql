@@ -55,6 +55,7 @@ create table peergate.mirror_runtime (
                          'resync_required', 'completed')),
     system_id       text,
     timeline        integer,
+    publications    oid[],
     snapshot_lsn    pg_lsn,
     copied_at       timestamptz,
     received_lsn    pg_lsn,
@@ -81,6 +82,7 @@ comment on column peergate.mirror_runtime.mirror_id      is 'The mirror.';
 comment on column peergate.mirror_runtime.state          is 'Where the mirror is: created, preflight, schema, slot, copying, catchup, running, paused, retrying, blocked, resync_required or completed.';
 comment on column peergate.mirror_runtime.system_id      is 'System identifier of the source when the slot was made; another one means another server.';
 comment on column peergate.mirror_runtime.timeline       is 'Timeline of the source when it was last seen.';
+comment on column peergate.mirror_runtime.publications   is 'Oids of the mirror''s publications on the source; others of the same name were made by somebody else. NULL before they are made.';
 comment on column peergate.mirror_runtime.snapshot_lsn   is 'Consistent point of the slot: the copy holds everything before it. NULL before the slot is made.';
 comment on column peergate.mirror_runtime.copied_at      is 'When the copy was complete on the target; NULL: not yet, a restart copies anew.';
 comment on column peergate.mirror_runtime.received_lsn   is 'All source WAL before this was read.';
@@ -120,7 +122,8 @@ create table peergate.mirror_table_runtime (
     rows_deleted   bigint not null default 0,
     truncates      bigint not null default 0,
     warning        text,
-    created_table  boolean not null default false,
+    created_oid    oid,
+    created_table  boolean not null generated always as (created_oid is not null) stored,
     updated_at     timestamptz not null default now(),
     primary key (mirror_id, source_schema, source_name),
     constraint mirror_table_runtime_target_key unique (mirror_id, target_schema, target_name)
@@ -142,6 +145,7 @@ comment on column peergate.mirror_table_runtime.rows_updated  is 'Updates stream
 comment on column peergate.mirror_table_runtime.rows_deleted  is 'Deletes streamed since the mirror was created.';
 comment on column peergate.mirror_table_runtime.truncates     is 'Truncates streamed since the mirror was created.';
 comment on column peergate.mirror_table_runtime.warning       is 'What a person should know about this table, such as that it has no key; NULL when there is nothing.';
+comment on column peergate.mirror_table_runtime.created_oid   is 'The target table that the mirror created; NULL: none. Only this one may be dropped when the copy begins anew.';
 comment on column peergate.mirror_table_runtime.created_table is 'The mirror created the target table.';
 comment on column peergate.mirror_table_runtime.updated_at    is 'When the engine last wrote this row.';
 

@@ -35,7 +35,7 @@ impl Catalog {
     /// [`Error`] if the catalog cannot be reached.
     pub async fn assignments(&self, node_id: &str) -> Result<Vec<Assignment>, Error> {
         let query = "
-            select d.id, d.name, d.desired_state = 'running', greatest(d.updated_at, s.updated_at, t.updated_at)::text,
+            select d.id, d.name, d.desired_state = 'running', concat_ws(' ', d.updated_at, s.updated_at, t.updated_at),
                    l.node_id = $1 and l.expires_at > now(), l.expires_at <= now() or l.node_id = $1,
                    exists (select from peergate.tasks k where k.mirror_id = d.id and k.state in ('pending', 'running')), r.state
             from peergate.mirror_definitions d

@@ -188,6 +188,10 @@ pub struct Mirror {
     pub state: String,
     /// The source's system identifier when the slot was made.
     pub system_id: Option<String>,
+    /// The source's timeline when it was last seen.
+    pub timeline: Option<i32>,
+    /// Oids of the mirror's publications.
+    pub publications: Vec<u32>,
     /// The slot's consistent point; `None` before the slot is made.
     pub snapshot_lsn: Option<Lsn>,
     /// The copy is complete on the target.
@@ -259,8 +263,8 @@ pub struct TableRow {
 /// What an attempt has done with a table, as it was noted *before* it was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BegunTable {
-    /// The mirror created the target table.
-    pub created: bool,
+    /// Oid of the target table that the mirror created; `None`: it created none.
+    pub created: Option<u32>,
     /// The mirror has written rows to it.
     pub filled: bool,
 }
@@ -299,7 +303,7 @@ impl Catalog {
                     from peergate.settings o, lateral (select coalesce(d.options ->> o.name, o.default_value) as value) v
                     where o.scope = 'mirror' and o.alias_of is null),
                    r.state, r.system_id, r.snapshot_lsn::text, r.copied_at is not null,
-                   r.rows_applied, r.bytes_applied, r.transactions_applied
+                   r.rows_applied, r.bytes_applied, r.transactions_applied, r.timeline, r.publications
             from peergate.mirror_definitions d
             join peergate.peers s on s.id = d.source_id
             join peergate.peers t on t.id = d.target_id
@@ -320,6 +324,8 @@ impl Catalog {
             system_id: row.get(9),
             snapshot_lsn: lsn(&row, 10),
             copied: row.get(11),
+            timeline: row.get(15),
+            publications: row.get::<_, Option<Vec<u32>>>(16).unwrap_or_default(),
             applied: Applied { rows: row.get(12), bytes: row.get(13), transactions: row.get(14) },
         }))
     }
@@ -393,6 +399,28 @@ impl Catalog {
         Ok(())
     }
 
+    /// Stores the mirror's publications.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn set_mirror_publications(&self, mirror_id: i64, oids: &[u32]) -> Result<(), Error> {
+        let statement =
+            "update peergate.mirror_runtime set publications = $2, updated_at = clock_timestamp() where mirror_id = $1";
+        self.execute(statement, &[&mirror_id, &oids]).await?;
+        Ok(())
+    }
+
+    /// Stores the source's timeline, after a failover that streaming may pass.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn set_mirror_timeline(&self, mirror_id: i64, timeline: i32) -> Result<(), Error> {
+        let statement =
+            "update peergate.mirror_runtime set timeline = $2, updated_at = clock_timestamp() where mirror_id = $1";
+        self.execute(statement, &[&mirror_id, &timeline]).await?;
+        Ok(())
+    }
+
     /// Stores that the copy is complete on the target: a restart streams and does not copy.
     ///
     /// # Errors
@@ -450,14 +478,29 @@ impl Catalog {
     /// [`Error`] if the catalog cannot be reached.
     pub async fn begun_tables(&self, mirror_id: i64) -> Result<BTreeMap<TableName, BegunTable>, Error> {
         let query =
-            "select source_schema, source_name, created_table, state <> 'pending' from peergate.mirror_table_runtime
-                     where mirror_id = $1 and (state <> 'pending' or created_table)";
+            "select source_schema, source_name, created_oid, state <> 'pending' from peergate.mirror_table_runtime
+                     where mirror_id = $1 and (state <> 'pending' or created_oid is not null)";
         let rows = self.client().await?.query(query, &[&mirror_id]).await?;
         let begun = |row: Row| {
             let name = TableName { schema: row.get(0), name: row.get(1) };
             (name, BegunTable { created: row.get(2), filled: row.get(3) })
         };
         Ok(rows.into_iter().map(begun).collect())
+    }
+
+    /// Returns the mirror's tables: name on the source, name on the target.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn table_names(&self, mirror_id: i64) -> Result<Vec<(TableName, TableName)>, Error> {
+        let query = "select source_schema, source_name, target_schema, target_name from peergate.mirror_table_runtime
+                     where mirror_id = $1 order by 1, 2";
+        let rows = self.client().await?.query(query, &[&mirror_id]).await?;
+        let names = |row: &Row| {
+            let name = |schema: usize| TableName { schema: row.get(schema), name: row.get(schema + 1) };
+            (name(0), name(2))
+        };
+        Ok(rows.iter().map(names).collect())
     }
 
     /// Makes the mirror's table rows what they should be: missing ones are added, those of other tables removed.
@@ -496,14 +539,14 @@ impl Catalog {
         Ok(())
     }
 
-    /// Notes that the mirror created a table on the target, before it is there: a restart knows that it may fill it.
+    /// Notes which table the mirror is creating on the target, before that is committed there: a restart knows that it may drop it.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn set_table_created(&self, mirror_id: i64, source: &TableName) -> Result<(), Error> {
-        let statement = "update peergate.mirror_table_runtime set created_table = true
+    pub async fn set_table_created(&self, mirror_id: i64, source: &TableName, oid: u32) -> Result<(), Error> {
+        let statement = "update peergate.mirror_table_runtime set created_oid = $4
                          where mirror_id = $1 and source_schema = $2 and source_name = $3";
-        self.execute(statement, &[&mirror_id, &source.schema, &source.name]).await?;
+        self.execute(statement, &[&mirror_id, &source.schema, &source.name, &oid]).await?;
         Ok(())
     }
 

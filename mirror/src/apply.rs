@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use pg::Lsn;
+use pg::{Lsn, SqlState};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::assemble::Assembler;
 use crate::batch::{Batch, BatchEnd, Step};
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
 use crate::sink::Sink;
 use crate::source::replication::{Incoming, ReplicationStream};
@@ -23,6 +23,12 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Rows that make a batch worth handing over although more has been read already.
 const WORTHWHILE_ROWS: usize = 2_000;
+
+/// Rows that make a part of a transaction worth handing over: the sink works while the rest comes.
+const PART_ROWS: usize = 20_000;
+
+/// Bytes that do.
+const PART_BYTES: usize = 4 << 20;
 
 /// How long a stop waits for the batch that is being applied.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -141,6 +147,7 @@ impl Apply {
     {
         let mut caught_up = Some(caught_up);
         let mut idle_recorded = Instant::now();
+        let mut full = false;
         loop {
             if self.applied >= goal
                 && let Some(call) = caught_up.take()
@@ -148,7 +155,11 @@ impl Apply {
                 call().await?;
             }
             self.hand_over(&mut idle_recorded, caught_up.is_some().then_some(goal)).await;
-            let full = self.is_full();
+            let was_full = full;
+            full = self.is_full();
+            if was_full && !full {
+                self.stream.listen_anew();
+            }
             let pause = self.until_next_commit().unwrap_or(IDLE_INTERVAL);
             tokio::select! {
                 biased;
@@ -193,14 +204,7 @@ impl Apply {
     /// Takes in what has been read already, until there is a batch that is worth handing over or no room for more.
     fn take_buffered(&mut self) -> Result<(), Error> {
         let mut received = Lsn::ZERO;
-        while !self.over_limits() {
-            let open = self.assembler.open();
-            if !self.applying
-                && self.assembler.between_transactions()
-                && open.rows >= WORTHWHILE_ROWS.min(self.limits.rows)
-            {
-                break;
-            }
+        while !self.over_limits() && (self.applying || !self.is_worthwhile()) {
             match self.stream.next_buffered()? {
                 None => break,
                 Some(Incoming::Data(start, body)) => {
@@ -222,7 +226,14 @@ impl Apply {
         open.rows >= self.limits.rows || open.bytes >= self.limits.bytes
     }
 
-    /// Hands the open batch to the sink if the sink is idle and the batch may go: at the end of a transaction, or when it is full.
+    /// Whether an idle sink is better given the open batch than kept waiting for more.
+    fn is_worthwhile(&self) -> bool {
+        let open = self.assembler.open();
+        if self.assembler.between_transactions() { open.rows >= WORTHWHILE_ROWS } else { is_part(open) }
+    }
+
+    /// Hands the open batch to the sink if the sink is idle and the batch may go: at the end of a transaction, or when there is much of
+    /// one.
     ///
     /// A position without changes goes when it is wanted, or now and then.
     async fn hand_over(&mut self, idle_recorded: &mut Instant, goal: Option<Lsn>) {
@@ -236,7 +247,8 @@ impl Apply {
             self.tracker.note_applied(position);
         }
         let whole = self.assembler.between_transactions() && !open.is_empty();
-        let batch = if (whole && self.until_next_commit().is_none()) || self.over_limits() {
+        let part = !self.assembler.between_transactions() && is_part(open);
+        let batch = if (whole && self.until_next_commit().is_none()) || part || self.over_limits() {
             self.assembler.take()
         } else if let Some(position) = self.assembler.idle_position().filter(|p| *p > self.applied) {
             let asked = |wanted: Lsn| wanted > self.applied && position >= wanted;
@@ -257,7 +269,10 @@ impl Apply {
     fn note_done(&mut self, result: Option<Result<Option<Done>, Error>>) -> Result<(), Error> {
         self.applying = false;
         self.in_flight = None;
-        let Some(result) = result else { return Err(Error::Stopped) };
+        let Some(result) = result else {
+            let problem = Problem::new(SqlState::INTERNAL_ERROR, "the task that writes to the target failed");
+            return Err(Error::Blocked(problem.hint("This is a bug in Peergate: report it with the log.")));
+        };
         let Some(done) = result? else { return Ok(()) };
         self.applied = done.durable.lsn();
         self.stream.acknowledge(done.durable);
@@ -298,6 +313,10 @@ impl Apply {
     }
 }
 
+fn is_part(open: &Batch) -> bool {
+    open.rows >= PART_ROWS || open.bytes >= PART_BYTES
+}
+
 async fn apply_batches(
     mut sink: impl Sink,
     mut batches: mpsc::Receiver<Batch>,
@@ -305,7 +324,17 @@ async fn apply_batches(
 ) {
     let mut counts = Counts::default();
     while let Some(batch) = batches.recv().await {
-        let result = match sink.apply(&batch).await {
+        let begun = Instant::now();
+        let applied = sink.apply(&batch).await;
+        let elapsed_ms = begun.elapsed().as_millis();
+        tracing::debug!(
+            rows = batch.rows,
+            bytes = batch.bytes,
+            transactions = batch.transactions,
+            elapsed_ms,
+            "batch applied"
+        );
+        let result = match applied {
             Err(error) => Err(match batch.first_commit_lsn {
                 Some(lsn) => error.at(lsn),
                 None => error,

@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::copy::Targets;
 use crate::error::{Error, Problem};
 use crate::relation::TableMap;
-use crate::schema::{TablePlan, Types};
+use crate::schema::{TablePlan, TargetColumn, Types, is_same_type};
 
 /// What is known of the mirror's tables on both sides.
 pub struct Tables {
@@ -181,14 +181,16 @@ impl Assembler {
         let target = self.tables.targets.get(&plan.target_name).ok_or_else(|| {
             Problem::new(SqlState::UNDEFINED_TABLE, format!("target table \"{}\" does not exist", plan.target_name))
         })?;
-        let types = |oid| self.tables.types.get(&oid).cloned();
+        let same = |oid, column: &TargetColumn| is_same_type(self.tables.types.get(&oid), column);
         let takes = |column: &str| plan.columns.takes(column);
-        TableMap::new(relation, target, types, takes, plan.key(), self.tables.binary)
+        TableMap::new(relation, target, same, takes, plan.key(), self.tables.binary)
     }
 
     fn map(&self, oid: u32) -> Result<Arc<TableMap>, Error> {
         match self.maps.get(&oid) {
             Some(Ok(map)) => Ok(map.clone()),
+            // As text, the target's type reads or refuses what comes; the same rows are asked for again.
+            Some(Err(problem)) if problem.sqlstate == SqlState::DATATYPE_MISMATCH => Err(Error::TextNeeded),
             Some(Err(problem)) => Err(Error::Blocked(problem.clone())),
             None => Err(Error::Blocked(Problem::new(
                 SqlState::PROTOCOL_VIOLATION,

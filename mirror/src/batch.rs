@@ -224,6 +224,8 @@ impl Batch {
         let whole_old = table.whole_old_rows;
         let new = match &old {
             Some(old) if whole_old => new.filled_from(old),
+            // A large key that did not change is not sent with the row, but with the old key.
+            Some(old) if new.has_unchanged() => new.filled_where(old, |position| table.is_key(position)),
             _ => new,
         };
         let Some(new_key) = table.key_of(&new) else { return false };

@@ -18,10 +18,11 @@ use tokio::task::JoinSet;
 use tokio_postgres::CopyInSink;
 
 use crate::error::{Error, Problem};
-use crate::schema::{Leaf, TablePlan, TargetTable, Types, binary_columns, ddl};
+use crate::schema::{Leaf, RowIdentity, SourceIndex, TablePlan, TargetTable, Types, ddl, is_binary};
 use crate::session::PeerSession;
 use crate::sink::postgres::open_writer;
 use crate::sink::progress_row;
+use crate::start::run_fenced;
 use crate::status::Tracker;
 use crate::worker::Context;
 
@@ -74,7 +75,7 @@ impl Job {
     ) -> Job {
         let columns: Vec<String> = plan.replicated_columns().map(|c| quote_ident(&c.name)).collect();
         let columns = columns.join(", ");
-        let format = if binary_columns(&plan, types, target).0 { "binary" } else { "text" };
+        let format = if is_binary(&plan, types, target) { "binary" } else { "text" };
         Job {
             select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
             insert: format!("copy {} ({columns}) from stdin (format {format})", plan.target_name.quoted()),
@@ -226,10 +227,11 @@ async fn copy_range(
     let table = leaf.name.quoted();
     source.run("begin transaction isolation level repeatable read, read only").await?;
     if let Err(error) = source.run(&format!("set transaction snapshot {}", quote_literal(&shared.snapshot))).await {
-        return Err(again("the snapshot of the copy is gone", error));
+        return Err(again("the snapshot of the copy is gone", &["22023", "42704"], error));
     }
     if let Err(error) = source.run(&format!("lock table {table} in access share mode")).await {
-        return Err(again(&format!("table \"{}\" was dropped or renamed during the copy", leaf.name), error));
+        let what = format!("table \"{}\" was dropped or renamed during the copy", leaf.name);
+        return Err(again(&what, &["42P01"], error));
     }
     check_not_rewritten(source, leaf).await?;
     target.run("begin").await?;
@@ -276,9 +278,10 @@ async fn check_not_rewritten(source: &PeerSession, leaf: &Leaf) -> Result<(), Er
     }
 }
 
-fn again(what: &str, error: Error) -> Error {
+/// What only a new copy can pass.
+fn again(what: &str, sqlstates: &[&str], error: Error) -> Error {
     match error {
-        Error::Blocked(problem) => {
+        Error::Blocked(problem) if sqlstates.contains(&problem.sqlstate.as_str()) => {
             Error::CopyAgain(Problem::new(problem.sqlstate, what).detail(format!("{}.", problem.message)))
         }
         other => other,
@@ -301,10 +304,13 @@ async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Resul
     shared.tracker.update_table(name, |s| s.state = Some("indexing"));
     if job.make_indexes {
         let indexes_too = shared.context.mirror.options.copy_indexes;
-        for index in job.plan.source.indexes.iter().filter(|i| i.primary || i.identity || indexes_too) {
+        // Without a key deletes are not replicated, and a value that was deleted may come again.
+        let unique_too = !matches!(job.plan.source.identity, RowIdentity::InsertsOnly);
+        let wanted = |i: &&SourceIndex| i.primary || i.identity || (indexes_too && (unique_too || !i.unique));
+        for index in job.plan.source.indexes.iter().filter(wanted) {
             let statement = ddl::create_index(&job.plan, index);
             let needed = index.primary || index.identity;
-            if let Err(error) = make_index(target, &statement, &index.name).await {
+            if let Err(error) = make_index(&shared.context, target, &statement, &index.name).await {
                 match error {
                     Error::Blocked(problem) if !needed => {
                         let event =
@@ -323,16 +329,21 @@ async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Resul
 }
 
 /// An index's name is one of its schema's names, and may be taken there by another table's index: then the target chooses one.
-async fn make_index(target: &PeerSession, statement: &str, name: &str) -> Result<(), Error> {
-    match target.run(statement).await {
+async fn make_index(context: &Context, target: &PeerSession, statement: &str, name: &str) -> Result<(), Error> {
+    match run_fenced(context, target, statement).await {
         Err(Error::Blocked(problem)) if problem.sqlstate.as_str() == "42P07" => {
+            target.run("rollback").await?;
             let quoted = quote_ident(name);
             let unnamed = statement.replacen(&format!("add constraint {quoted} "), "add ", 1).replacen(
                 &format!("index {quoted} on"),
                 "index on",
                 1,
             );
-            target.run(&unnamed).await
+            run_fenced(context, target, &unnamed).await
+        }
+        Err(Error::Blocked(problem)) => {
+            target.run("rollback").await?;
+            Err(Error::Blocked(problem))
         }
         other => other,
     }
@@ -346,7 +357,7 @@ mod tests {
     use catalog::mirror::ColumnChoice;
 
     use super::*;
-    use crate::schema::{RowIdentity, SourceTable};
+    use crate::schema::SourceTable;
 
     fn job(name: &str, blocks: &[i64]) -> Job {
         let table = TableName::new("public", name);
@@ -362,6 +373,8 @@ mod tests {
             columns: Vec::new(),
             identity: RowIdentity::InsertsOnly,
             indexes: Vec::new(),
+            partitioned: false,
+            root: None,
         };
         let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default() };
         Job::new(plan, blocks.iter().enumerate().map(leaf).collect(), false, &Types::new(), None)

@@ -187,7 +187,10 @@ impl Engine {
         self.workers.insert(id, worker);
         let mirror = match self.catalog.mirror(id).await {
             Ok(Some(mirror)) => mirror,
-            Ok(None) => return Ok(()),
+            Ok(None) => {
+                self.workers.remove(&id);
+                return Ok(());
+            }
             Err(error) => {
                 let error = Error::from(error);
                 return self.cannot_start(assignment, error).await;

@@ -74,6 +74,9 @@ pub enum Error {
     /// What the copy began with is no longer so; it starts anew, with a new snapshot.
     #[error("{}", .0.message)]
     CopyAgain(Problem),
+    /// A column's type is another than when it was decided that values come in binary: they must come as text.
+    #[error("values must come as text")]
+    TextNeeded,
     /// Another process has taken the mirror over; nothing more may be written.
     #[error("another process has taken the mirror over")]
     Fenced,
@@ -133,11 +136,11 @@ impl Error {
         ))
     }
 
-    /// Returns what the catalog is to show; `None` for the two that are no problem of the mirror.
+    /// Returns what the catalog is to show; `None` for those that are no problem of the mirror.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Error::Transient(p) | Error::Blocked(p) | Error::ResyncRequired(p) | Error::CopyAgain(p) => Some(p),
-            Error::Fenced | Error::Stopped => None,
+            Error::TextNeeded | Error::Fenced | Error::Stopped => None,
         }
     }
 
@@ -174,9 +177,10 @@ impl From<DecodeError> for Error {
     }
 }
 
-/// Connection, resources, operator intervention, rollbacks, locks: these pass.
+/// Connection, resources, operator intervention, rollbacks, locks, timeouts, a server that is read-only for a while: these pass.
 fn is_transient(sqlstate: SqlState) -> bool {
-    matches!(sqlstate.class(), "08" | "40" | "53" | "57" | "58") || matches!(sqlstate.as_str(), "55006" | "55P03")
+    matches!(sqlstate.class(), "08" | "40" | "53" | "57" | "58")
+        || matches!(sqlstate.as_str(), "25006" | "25P03" | "25P04" | "55006" | "55P03")
 }
 
 /// Returns the pause before attempt `attempt` (1 is the first repetition): doubling from half a second, at most a minute.
@@ -190,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_passes_is_retried_and_what_does_not_is_not() {
-        for code in ["08006", "53100", "57P01", "57P03", "40001", "40P01", "55006", "55P03", "57014"] {
+        for code in ["08006", "53100", "57P01", "57P03", "40001", "40P01", "55006", "55P03", "57014", "25006"] {
             assert!(is_transient(SqlState::from_text(code).unwrap()), "{code}");
         }
         for code in ["23505", "42P01", "22P02", "42501", "XX000", "55000"] {

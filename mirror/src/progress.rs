@@ -50,6 +50,36 @@ pub enum Gap {
     },
     /// The target has no progress row of this mirror.
     ProgressMissing,
+    /// The source's WAL ends before the target's position, or it went another way there: it was set back in time, or failed over to a
+    /// standby that had less.
+    SourceBehind {
+        /// Where the source's WAL ends, or where its timeline left ours.
+        source: Lsn,
+        /// Where the target is.
+        applied: Lsn,
+    },
+}
+
+/// What the source says of itself, as far as the start of streaming needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceFacts<'a> {
+    /// Its system identifier.
+    pub system: &'a str,
+    /// End of its WAL.
+    pub wal_end: Lsn,
+    /// Where its timeline left the one that we knew; `None` when it is still the same.
+    pub left_ours_at: Option<Lsn>,
+}
+
+/// Finds in a timeline's history where it left `timeline`; `None` if it never was on it.
+///
+/// Source: PostgreSQL docs, continuous-archiving, "Timelines"; protocol-replication, "TIMELINE_HISTORY".
+pub fn switch_point(history: &str, timeline: i32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let found = fields.next()?.parse::<i32>().ok()? == timeline;
+        found.then(|| fields.next()?.parse().ok())?
+    })
 }
 
 /// Checks that everything the target lacks will come from the slot. Asked at every connect.
@@ -58,14 +88,18 @@ pub enum Gap {
 /// [`Gap`] if it will not: going on would lose rows silently.
 pub fn check_continuity(
     known_system: Option<&str>,
-    system: &str,
+    source: SourceFacts<'_>,
     slot: Option<&SlotFacts>,
     applied: Option<Lsn>,
 ) -> Result<Lsn, Gap> {
-    if known_system.is_some_and(|known| known != system) {
+    if known_system.is_some_and(|known| known != source.system) {
         return Err(Gap::OtherSystem);
     }
     let applied = applied.filter(|lsn| *lsn > Lsn::ZERO).ok_or(Gap::ProgressMissing)?;
+    let reaches = source.left_ours_at.unwrap_or(source.wal_end).min(source.wal_end);
+    if reaches < applied {
+        return Err(Gap::SourceBehind { source: reaches, applied });
+    }
     let slot = slot.ok_or(Gap::SlotMissing)?;
     if slot.lost {
         return Err(Gap::SlotLost);
@@ -84,21 +118,42 @@ mod tests {
         SlotFacts { confirmed_flush: Some(Lsn(confirmed)), lost: false, active_pid: None }
     }
 
+    const SOURCE: SourceFacts<'_> = SourceFacts { system: "1", wal_end: Lsn(20), left_ours_at: None };
+
     #[test]
     fn streaming_goes_on_where_the_target_is() {
-        assert_eq!(check_continuity(Some("1"), "1", Some(&slot(5)), Some(Lsn(9))), Ok(Lsn(9)));
-        assert_eq!(check_continuity(None, "1", Some(&slot(9)), Some(Lsn(9))), Ok(Lsn(9)));
+        assert_eq!(check_continuity(Some("1"), SOURCE, Some(&slot(5)), Some(Lsn(9))), Ok(Lsn(9)));
+        assert_eq!(check_continuity(None, SOURCE, Some(&slot(9)), Some(Lsn(9))), Ok(Lsn(9)));
+        let failed_over = SourceFacts { left_ours_at: Some(Lsn(9)), ..SOURCE };
+        assert_eq!(check_continuity(Some("1"), failed_over, Some(&slot(5)), Some(Lsn(9))), Ok(Lsn(9)));
     }
 
     #[test]
     fn every_gap_is_found() {
         let lost = SlotFacts { lost: true, ..slot(1) };
-        assert_eq!(check_continuity(Some("1"), "2", Some(&slot(5)), Some(Lsn(9))), Err(Gap::OtherSystem));
-        assert_eq!(check_continuity(Some("1"), "1", None, Some(Lsn(9))), Err(Gap::SlotMissing));
-        assert_eq!(check_continuity(Some("1"), "1", Some(&lost), Some(Lsn(9))), Err(Gap::SlotLost));
-        assert_eq!(check_continuity(Some("1"), "1", Some(&slot(5)), None), Err(Gap::ProgressMissing));
-        assert_eq!(check_continuity(Some("1"), "1", Some(&slot(5)), Some(Lsn::ZERO)), Err(Gap::ProgressMissing));
+        fn check(known: &str, source: SourceFacts<'_>, slot: Option<&SlotFacts>, applied: Option<Lsn>) -> Gap {
+            check_continuity(Some(known), source, slot, applied).unwrap_err()
+        }
+        assert_eq!(check("2", SOURCE, Some(&slot(5)), Some(Lsn(9))), Gap::OtherSystem);
+        assert_eq!(check("1", SOURCE, None, Some(Lsn(9))), Gap::SlotMissing);
+        assert_eq!(check("1", SOURCE, Some(&lost), Some(Lsn(9))), Gap::SlotLost);
+        assert_eq!(check("1", SOURCE, Some(&slot(5)), None), Gap::ProgressMissing);
+        assert_eq!(check("1", SOURCE, Some(&slot(5)), Some(Lsn::ZERO)), Gap::ProgressMissing);
         let ahead = Gap::SlotAhead { confirmed_flush: Lsn(10), applied: Lsn(9) };
-        assert_eq!(check_continuity(Some("1"), "1", Some(&slot(10)), Some(Lsn(9))), Err(ahead));
+        assert_eq!(check("1", SOURCE, Some(&slot(10)), Some(Lsn(9))), ahead);
+        let behind = Gap::SourceBehind { source: Lsn(20), applied: Lsn(21) };
+        assert_eq!(check("1", SOURCE, Some(&slot(10)), Some(Lsn(21))), behind);
+        let failed_over = SourceFacts { left_ours_at: Some(Lsn(8)), ..SOURCE };
+        let behind = Gap::SourceBehind { source: Lsn(8), applied: Lsn(9) };
+        assert_eq!(check("1", failed_over, Some(&slot(5)), Some(Lsn(9))), behind);
+    }
+
+    #[test]
+    fn a_history_tells_where_a_timeline_was_left() {
+        let history = "1\t0/3000158\tno recovery target specified\n\n2\t16/B374D848\tbefore x\n";
+        assert_eq!(switch_point(history, 1), Some(Lsn(0x3000158)));
+        assert_eq!(switch_point(history, 2), Some(Lsn(0x16_B374_D848)));
+        assert_eq!(switch_point(history, 3), None);
+        assert_eq!(switch_point("garbage", 1), None);
     }
 }

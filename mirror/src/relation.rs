@@ -6,7 +6,7 @@ use pg::name::quote_ident;
 use pg::pgoutput::{Relation, Tuple, Value};
 
 use crate::error::Problem;
-use crate::schema::{TargetTable, TypeInfo};
+use crate::schema::{TargetColumn, TargetTable};
 
 /// One column of a row on its way to the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +48,13 @@ pub struct TableMap {
     pub source: TableName,
     /// The table on the target.
     pub target: TableName,
+    /// The table on the target, as SQL that means it alone.
+    pub alone: String,
     /// The columns that are written, in the order of the source's tuples.
     pub columns: Vec<MappedColumn>,
     /// Old rows come whole (replica identity FULL), so unchanged values can be taken from them.
     pub whole_old_rows: bool,
-    /// Values go to the target as they are, without staging types or casts.
+    /// Values come in binary and go to the target as they are.
     pub direct: bool,
     /// The target has unique or exclusion constraints besides the key: rows may collide on their way to where they do not.
     pub other_unique: bool,
@@ -63,21 +65,22 @@ pub struct TableMap {
 impl TableMap {
     /// Maps what the source just described onto the target table.
     ///
-    /// `binary` says whether values come in binary. `key` are the columns by which rows are found, `None` when there are none.
+    /// `is_same` tells whether a type of the source (by oid) is that of a column of the target. `binary` says whether values come in
+    /// binary. `key` are the columns by which rows are found, `None` when there are none.
     ///
     /// # Errors
-    /// [`Problem`] 42703 if the target lacks a column that the mirror takes.
+    /// [`Problem`] 42703 if the target lacks a column that the mirror takes, 42804 if values come in binary and types differ: their bytes
+    /// would be taken for something else.
     pub fn new(
         relation: &Relation,
         target: &TargetTable,
-        types: impl Fn(u32) -> Option<TypeInfo>,
+        is_same: impl Fn(u32, &TargetColumn) -> bool,
         takes: impl Fn(&str) -> bool,
         key: Option<&[String]>,
         binary: bool,
     ) -> Result<TableMap, Problem> {
         let source = TableName::new(&relation.schema, &relation.name);
         let mut columns = Vec::new();
-        let mut direct = binary;
         for (position, column) in relation.columns.iter().enumerate() {
             if !takes(&column.name) {
                 continue;
@@ -88,15 +91,11 @@ impl TableMap {
             if found.generated {
                 continue;
             }
-            let (staged_type, cast) = if !binary {
-                ("pg_catalog.text".to_owned(), true)
-            } else if let Some(of_source) = types(column.type_oid).filter(|t| t.builtin && t.oid != found.type_oid) {
-                // The bytes are of the source's type; the assignment to the target's column converts them.
-                direct = false;
-                (of_source.sql, false)
-            } else {
-                (found.type_sql.clone(), false)
-            };
+            if binary && !is_same(column.type_oid, found) {
+                return Err(changed_type(&source, target, &column.name));
+            }
+            let staged_type = if binary { found.type_sql.clone() } else { "pg_catalog.text".to_owned() };
+            let cast = !binary;
             columns.push(MappedColumn {
                 position,
                 target: found.name.clone(),
@@ -111,10 +110,11 @@ impl TableMap {
             oid: relation.oid,
             source,
             target: target.name.clone(),
+            alone: target.alone(),
             replace: columns.iter().any(|c| c.identity_always && !c.key),
             columns,
             whole_old_rows: relation.identity == pg::pgoutput::Identity::Full,
-            direct,
+            direct: binary,
             other_unique: target.other_unique,
         })
     }
@@ -122,6 +122,11 @@ impl TableMap {
     /// Returns whether rows can be found on the target.
     pub fn has_key(&self) -> bool {
         self.columns.iter().any(|c| c.key)
+    }
+
+    /// Returns whether the value at this position of a tuple is part of the key.
+    pub fn is_key(&self, position: usize) -> bool {
+        self.columns.iter().any(|c| c.key && c.position == position)
     }
 
     /// Returns the bytes of a row's key, each value with its length; `None` when the table has no key, or the row lacks a value of it.
@@ -152,4 +157,12 @@ fn missing_column(source: &TableName, target: &TargetTable, column: &str) -> Pro
         format!("column \"{column}\" of source table \"{source}\" does not exist in target table \"{}\"", target.name),
     )
     .hint("Add the column on the target, then RESUME MIRROR; nothing is lost meanwhile.")
+}
+
+fn changed_type(source: &TableName, target: &TargetTable, column: &str) -> Problem {
+    let message = format!(
+        "column \"{column}\" has another type in source table \"{source}\" than in target table \"{}\"",
+        target.name
+    );
+    Problem::new(SqlState::DATATYPE_MISMATCH, message)
 }

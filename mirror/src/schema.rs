@@ -98,6 +98,10 @@ pub struct SourceTable {
     pub identity: RowIdentity,
     /// Its indexes.
     pub indexes: Vec<SourceIndex>,
+    /// It is partitioned.
+    pub partitioned: bool,
+    /// The partitioned table that it is a part of, at the top.
+    pub root: Option<u32>,
 }
 
 /// A column of a target table.
@@ -120,8 +124,14 @@ pub struct TargetColumn {
 /// A table on the target.
 #[derive(Clone, Debug)]
 pub struct TargetTable {
+    /// Its oid.
+    pub oid: u32,
     /// Its name.
     pub name: TableName,
+    /// It is partitioned; else what is done to it is done to it alone, and not to tables that inherit from it.
+    pub partitioned: bool,
+    /// Schemas of its columns' types, besides `pg_catalog`: where their operators are.
+    pub type_schemas: Vec<String>,
     /// Its columns.
     pub columns: Vec<TargetColumn>,
     /// Column sets of its unique, immediate, whole indexes.
@@ -178,8 +188,13 @@ impl TablePlan {
 
     /// Returns what a person should know of this table.
     pub fn warning(&self) -> Option<String> {
-        matches!(self.source.identity, RowIdentity::InsertsOnly)
-            .then(|| "no key: only INSERT and TRUNCATE are replicated".to_owned())
+        if matches!(self.source.identity, RowIdentity::InsertsOnly) {
+            Some("no key: only INSERT and TRUNCATE are replicated".to_owned())
+        } else if self.source.partitioned {
+            Some("partitioned: TRUNCATE, ATTACH and DETACH of a partition are not replicated".to_owned())
+        } else {
+            None
+        }
     }
 
     /// Checks that what the target has can take the rows.
@@ -219,30 +234,35 @@ impl TablePlan {
     }
 }
 
+impl TargetTable {
+    /// Returns the table as SQL that means it alone.
+    pub fn alone(&self) -> String {
+        if self.partitioned { self.name.quoted() } else { format!("only {}", self.name.quoted()) }
+    }
+}
+
 /// Types by their oid on the source.
 pub type Types = HashMap<u32, TypeInfo>;
 
 /// Returns whether all values of these tables can travel in binary: their types mean the same on both sides.
 pub fn all_binary(plans: &[TablePlan], types: &Types, targets: &HashMap<TableName, TargetTable>) -> bool {
-    plans.iter().all(|plan| binary_columns(plan, types, targets.get(&plan.target_name)).1)
+    plans.iter().all(|plan| is_binary(plan, types, targets.get(&plan.target_name)))
 }
 
-/// Returns whether a table can be copied in binary (types are equal), and whether it can be streamed in binary (they are equal, or
-/// built in so that the target can convert them).
-pub fn binary_columns(plan: &TablePlan, types: &Types, target: Option<&TargetTable>) -> (bool, bool) {
-    let mut result = (true, true);
-    for column in plan.replicated_columns() {
+/// Returns whether a table's values can travel in binary. Where types differ they travel as text, which the target's type reads or
+/// refuses; an assignment from one type to another would round in silence.
+pub fn is_binary(plan: &TablePlan, types: &Types, target: Option<&TargetTable>) -> bool {
+    plan.replicated_columns().all(|column| {
         let of_target = target.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
-        let (Some(of_source), Some(of_target)) = (types.get(&column.type_oid), of_target) else {
-            return (false, false);
-        };
-        // User-defined types have other oids on each server; they are the same type when they have the same name.
-        let same =
-            if of_source.builtin { of_source.oid == of_target.type_oid } else { of_source.sql == of_target.type_sql };
-        result.0 &= of_source.binary_safe && same;
-        result.1 &= of_source.binary_safe && (same || (of_source.builtin && of_target.type_oid < FIRST_USER_OID));
-    }
-    result
+        let of_source = types.get(&column.type_oid);
+        of_source.is_some_and(|t| t.binary_safe) && of_target.is_some_and(|t| is_same_type(of_source, t))
+    })
+}
+
+/// Returns whether a type of the source is that of a target's column. User-defined types have other oids on each server; they are the
+/// same type when they have the same name.
+pub fn is_same_type(of_source: Option<&TypeInfo>, of_target: &TargetColumn) -> bool {
+    of_source.is_some_and(|t| if t.builtin { t.oid == of_target.type_oid } else { t.sql == of_target.type_sql })
 }
 
 /// The first oid that is not built in.

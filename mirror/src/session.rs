@@ -1,5 +1,7 @@
 //! SQL sessions on peers, with the settings pinned that decide how values look.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use catalog::connect::{Attempt, Connector, server_version};
 use catalog::peer::PeerOptions;
 use tokio_postgres::Client;
@@ -22,6 +24,8 @@ pub const PINNED: &str = "
     set row_security = off;
     set jit = off;
     set client_min_messages = warning;
+    set lc_monetary = 'C';
+    select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in ('idle_session_timeout', 'transaction_timeout');
 ";
 
 /// A session on a peer.
@@ -34,6 +38,23 @@ pub struct PeerSession {
     pub attempt: Attempt,
     /// The server's version, such as 150018.
     pub version: u32,
+    /// Statements of [`PeerSession::run`] that are under way.
+    running: AtomicUsize,
+}
+
+/// A session that is dropped amid a statement cancels it: the server would carry it out all the same, long after a stop or a drop.
+impl Drop for PeerSession {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.running.load(Ordering::Relaxed) > 0 {
+            let (token, tls) = (self.client.cancel_token(), self.attempt.tls.clone());
+            runtime.spawn(async move {
+                if let Err(error) = token.cancel_query(tls).await {
+                    tracing::debug!(error = %error, "statement not canceled");
+                }
+            });
+        }
+    }
 }
 
 impl PeerSession {
@@ -44,10 +65,16 @@ impl PeerSession {
     pub async fn open(peer: &str, options: &PeerOptions) -> Result<PeerSession, Error> {
         let connector = Connector::new(options).map_err(|e| Error::connect(peer, e))?;
         let (client, attempt) = connector.connect().await.map_err(|e| Error::connect(peer, e))?;
-        let session = PeerSession { peer: peer.to_owned(), version: 0, attempt: attempt.clone(), client };
+        let mut session = PeerSession {
+            peer: peer.to_owned(),
+            version: 0,
+            attempt: attempt.clone(),
+            client,
+            running: AtomicUsize::new(0),
+        };
         session.run(PINNED).await?;
-        let version = server_version(&session.client).await.map_err(|e| session.error(&e))?;
-        Ok(PeerSession { version, ..session })
+        session.version = server_version(&session.client).await.map_err(|e| session.error(&e))?;
+        Ok(session)
     }
 
     /// Runs statements that give no rows.
@@ -55,7 +82,10 @@ impl PeerSession {
     /// # Errors
     /// [`Error`] as the server's SQLSTATE says.
     pub async fn run(&self, statements: &str) -> Result<(), Error> {
-        self.client.batch_execute(statements).await.map_err(|e| self.error(&e))
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let result = self.client.batch_execute(statements).await;
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        result.map_err(|e| self.error(&e))
     }
 
     /// Sorts an error of this session.

@@ -21,6 +21,7 @@ use crate::schema::introspect::{leaves, target_tables, types};
 use crate::schema::{TablePlan, Types};
 use crate::session::PeerSession;
 use crate::sink::postgres::PostgresSink;
+use crate::sink::progress_row;
 use crate::source::preflight::{self, Findings};
 use crate::source::replication::{CreatedSlot, ReplicationConnection};
 use crate::source::{publication, slot};
@@ -44,6 +45,16 @@ const LOCKS_HELD_MAX: Duration = Duration::from_secs(2);
 pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSink) -> Result<(), Error> {
     let mirror = &context.mirror;
     let begun = context.catalog.begun_tables(mirror.id).await?;
+    let result = run_once(context, source, sink, begun).await;
+    if matches!(result, Err(Error::Blocked(_) | Error::Transient(_) | Error::CopyAgain(_))) {
+        // The copy begins anew in any case; until then the slot would hold the source's WAL for nothing. The next attempt makes sure.
+        let _ = slot::drop(source, &mirror.object_name).await;
+    }
+    result
+}
+
+async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSink, begun: Begun) -> Result<(), Error> {
+    let mirror = &context.mirror;
     context.set_state(MirrorState::Preflight).await?;
     let (plans, targets) = check(context, source, sink.session(), &begun).await?;
     remember_tables(context, &plans).await?;
@@ -60,7 +71,8 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
 
     context.set_state(MirrorState::Slot).await?;
     slot::drop(source, &mirror.object_name).await?;
-    publication::create(source, &mirror.object_name, &plans).await?;
+    let publications = publication::create(source, &mirror.object_name, &plans).await?;
+    context.catalog.set_mirror_publications(mirror.id, &publications).await?;
     let with_copy = mirror.options.mode != Mode::StreamOnly;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
     let identity = replication.identify_system().await?;
@@ -74,7 +86,7 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
     if let Some(snapshot) = made.snapshot.filter(|_| with_copy) {
         context.set_state(MirrorState::Copying).await?;
         context.catalog.set_all_tables_state(mirror.id, "copying").await?;
-        empty_tables(sink.session(), &plans, &targets).await?;
+        empty_tables(context, sink.session(), &plans, &created, &begun).await?;
         let types = column_types(source, &plans).await?;
         let mut jobs = Vec::new();
         for plan in plans {
@@ -87,15 +99,19 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
     // The snapshot lives as long as this connection.
     drop(replication);
     sink.record_copy(made.consistent_point).await?;
-    context.catalog.set_mirror_copied(mirror.id).await?;
     context.event(&Event::info("copy", "copy complete").at(made.consistent_point)).await?;
-    if mirror.options.mode == Mode::CopyOnly {
-        slot::drop(source, &mirror.object_name).await?;
-        publication::drop(source, &mirror.object_name).await?;
-        context.catalog.set_all_tables_state(mirror.id, "copied").await?;
-    } else {
-        context.catalog.set_all_tables_state(mirror.id, "catchup").await?;
-    }
+    record_copied(context).await
+}
+
+/// Tells the catalog that the copy is complete on the target. Repeated when whoever completed it died before that.
+///
+/// # Errors
+/// [`Error::Transient`] if the catalog cannot be reached.
+pub async fn record_copied(context: &Context) -> Result<(), Error> {
+    let mirror = &context.mirror;
+    let state = if mirror.options.mode == Mode::CopyOnly { "copied" } else { "catchup" };
+    context.catalog.set_all_tables_state(mirror.id, state).await?;
+    context.catalog.set_mirror_copied(mirror.id).await?;
     context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95).await?;
     Ok(())
 }
@@ -114,6 +130,17 @@ async fn check(
     preflight::check_target(target, &mut findings).await?;
     let targets = describe_targets(target, &plans).await?;
     for plan in &plans {
+        if let Some(root) = plan.source.root.and_then(|oid| plans.iter().find(|p| p.source.oid == oid)) {
+            let (part, root) = (&plan.source.name, &root.source.name);
+            findings.add(
+                Problem::new(
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    format!("table \"{part}\" is a partition of \"{root}\", which is mirrored too"),
+                )
+                .detail("Its rows are published as the other's.")
+                .hint("Name one of the two."),
+            );
+        }
         match targets.get(&plan.target_name) {
             None if !mirror.options.create_tables || mirror.options.mode == Mode::StreamOnly => findings.add(
                 Problem::new(
@@ -125,7 +152,7 @@ async fn check(
             None => {}
             Some(_) if is_leftover(begun, plan, &targets) => {}
             Some(found) => {
-                let filled = begun.get(&plan.source.name).is_some_and(|b| b.filled);
+                let filled = is_refillable(begun, plan);
                 findings.check(plan.check_target(found));
                 if found.has_rows
                     && !filled
@@ -148,11 +175,25 @@ async fn check(
     Ok((plans, targets))
 }
 
-/// Returns whether the target table is one that an earlier attempt created and did not finish: it may be dropped. It is noted before the
-/// table is made, so one that holds rows although none were written is somebody else's.
+/// Returns whether the target table is the very one that an earlier attempt created and did not finish: it may be dropped. One of the
+/// same name that somebody else made since is theirs.
 fn is_leftover(begun: &Begun, plan: &TablePlan, targets: &Targets) -> bool {
-    let has_rows = targets.get(&plan.target_name).is_some_and(|t| t.has_rows);
-    begun.get(&plan.source.name).is_some_and(|b| b.created && (b.filled || !has_rows))
+    let created = begun.get(&plan.source.name).and_then(|b| b.created);
+    created.is_some_and(|oid| targets.get(&plan.target_name).is_some_and(|t| t.oid == oid))
+}
+
+/// Returns whether a table that the mirror did not create holds rows of an earlier attempt of its own, and none of others: it was empty
+/// when that attempt began.
+fn is_refillable(begun: &Begun, plan: &TablePlan) -> bool {
+    begun.get(&plan.source.name).is_some_and(|b| b.filled && b.created.is_none())
+}
+
+/// Runs statements on the target in one transaction, which fails if another process has taken the mirror over.
+pub async fn run_fenced(context: &Context, target: &PeerSession, statements: &str) -> Result<(), Error> {
+    target.run("begin").await?;
+    progress_row::hold(target, &context.mirror.object_name, context.epoch).await?;
+    target.run(statements).await?;
+    target.run("commit").await
 }
 
 /// Locks the source's tables on a session of their own, and checks that they still are what they were when they were looked at.
@@ -219,12 +260,11 @@ async fn make_tables(
     targets: &Targets,
     begun: &Begun,
 ) -> Result<Vec<TableName>, Error> {
-    let mirror = &context.mirror;
     let mut created = Vec::new();
     for plan in plans {
         if is_leftover(begun, plan, targets) {
             // Its keys and indexes would be in the way of the next copy.
-            target.run(&format!("drop table if exists {}", plan.target_name.quoted())).await?;
+            run_fenced(context, target, &format!("drop table {}", plan.target_name.quoted())).await?;
             created.push(plan);
         } else if !targets.contains_key(&plan.target_name) {
             created.push(plan);
@@ -238,9 +278,8 @@ async fn make_tables(
         make_prerequisite(context, target, &prerequisite).await?;
     }
     for plan in &created {
-        context.catalog.set_table_created(mirror.id, &plan.source.name).await?;
         make_schema(target, &plan.target_name.schema).await?;
-        target.run(&ddl::create_table(plan)).await?;
+        create_table(context, target, plan).await?;
         for statement in ddl::set_defaults(plan) {
             // A default may call what the target does not have. Replicated rows bring their values, so it is no reason to stop.
             if let Err(Error::Blocked(problem)) = target.run(&statement).await {
@@ -256,6 +295,17 @@ async fn make_tables(
     Ok(names)
 }
 
+/// Creates a target table. Which one it is, is noted before it is there for others: what was not noted is never dropped.
+async fn create_table(context: &Context, target: &PeerSession, plan: &TablePlan) -> Result<(), Error> {
+    target.run("begin").await?;
+    progress_row::hold(target, &context.mirror.object_name, context.epoch).await?;
+    target.run(&ddl::create_table(plan)).await?;
+    let query = "select pg_catalog.to_regclass($1)::oid";
+    let row = target.client.query_one(query, &[&plan.target_name.quoted()]).await.map_err(|e| target.error(&e))?;
+    context.catalog.set_table_created(context.mirror.id, &plan.source.name, row.get(0)).await?;
+    target.run("commit").await
+}
+
 async fn make_schema(target: &PeerSession, schema: &str) -> Result<(), Error> {
     let exists = "select exists (select from pg_catalog.pg_namespace where nspname = $1)";
     let row = target.client.query_one(exists, &[&schema]).await.map_err(|e| target.error(&e))?;
@@ -264,15 +314,19 @@ async fn make_schema(target: &PeerSession, schema: &str) -> Result<(), Error> {
 
 async fn make_prerequisite(context: &Context, target: &PeerSession, prerequisite: &Prerequisite) -> Result<(), Error> {
     match prerequisite {
-        Prerequisite::Extension(name) => {
+        Prerequisite::Extension(name, schema) => {
             let exists = "select exists (select from pg_catalog.pg_extension where extname = $1)";
             let row = target.client.query_one(exists, &[name]).await.map_err(|e| target.error(&e))?;
             if row.get(0) {
                 return Ok(());
             }
             context.event(&Event::info("schema", format!("creating extension \"{name}\" on the target"))).await?;
-            // Its types are named with a schema nowhere, so it goes where such things are looked for.
-            target.run(&format!("create extension if not exists {} with schema public", quote_ident(name))).await
+            // Its types are named with the schema that they have on the source.
+            make_schema(target, schema).await?;
+            let schema = quote_ident(schema);
+            target
+                .run(&format!("create extension if not exists {} with schema {schema} cascade", quote_ident(name)))
+                .await
         }
         Prerequisite::Object { kind, name, schema, statement } => {
             make_schema(target, schema).await?;
@@ -307,10 +361,31 @@ async fn make_slot(
     }
 }
 
-/// Empties the target tables that may hold rows: those of earlier attempts, and with truncate_target whatever is there. Together, so that
-/// foreign keys among them are no hindrance.
-async fn empty_tables(target: &PeerSession, plans: &[TablePlan], targets: &Targets) -> Result<(), Error> {
-    let full = |plan: &&TablePlan| targets.get(&plan.target_name).is_some_and(|t| t.has_rows);
-    let names: Vec<String> = plans.iter().filter(full).map(|p| p.target_name.quoted()).collect();
-    if names.is_empty() { Ok(()) } else { target.run(&format!("truncate table {}", names.join(", "))).await }
+/// Empties the target tables that hold rows and may be emptied: those of earlier attempts, and with truncate_target whatever is there.
+/// Together, so that foreign keys among them are no hindrance. A table that was filled by somebody else meanwhile stops the copy.
+async fn empty_tables(
+    context: &Context,
+    target: &PeerSession,
+    plans: &[TablePlan],
+    created: &[TableName],
+    begun: &Begun,
+) -> Result<(), Error> {
+    let targets = describe_targets(target, plans).await?;
+    let mut names = Vec::new();
+    for plan in plans {
+        let Some(found) = targets.get(&plan.target_name).filter(|t| t.has_rows) else { continue };
+        let ours = created.contains(&plan.target_name) || is_refillable(begun, plan);
+        if !ours && !context.mirror.options.truncate_target {
+            let message = format!("target table \"{}\" is not empty", plan.target_name);
+            return Err(Error::Blocked(
+                Problem::new(SqlState::WRONG_STATE, message).detail("It was filled after preflight."),
+            ));
+        }
+        names.push(found.alone());
+    }
+    if names.is_empty() {
+        Ok(())
+    } else {
+        run_fenced(context, target, &format!("truncate table {}", names.join(", "))).await
+    }
 }

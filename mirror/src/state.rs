@@ -105,7 +105,14 @@ pub fn reconcile(assignment: &Assignment, local: &Local) -> Action {
         (true, Local::Running(generation)) if *generation == assignment.generation => Action::Nothing,
         (_, Local::Running(_)) => Action::Stop,
         (true, _) if assignment.state == "completed" => Action::Nothing,
-        (true, Local::GaveUp(generation)) if *generation == assignment.generation => Action::Nothing,
+        // Only what the catalog shows as waiting for a person waits; if that could not be written, or another process had it since, it is
+        // tried again.
+        (true, Local::GaveUp(generation))
+            if *generation == assignment.generation
+                && matches!(assignment.state.as_str(), "blocked" | "resync_required") =>
+        {
+            Action::Nothing
+        }
         (true, _) if assignment.free => Action::Start,
         (false, _) if assignment.free && (assignment.state != "paused" || assignment.has_task) => Action::NotePaused,
         _ => Action::Nothing,
@@ -154,6 +161,7 @@ mod tests {
     fn what_gave_up_waits_for_a_person() {
         assert_eq!(reconcile(&assignment(true, true, "blocked"), &Local::GaveUp("2".into())), Action::Nothing);
         assert_eq!(reconcile(&assignment(true, true, "blocked"), &Local::GaveUp("1".into())), Action::Start);
+        assert_eq!(reconcile(&assignment(true, true, "running"), &Local::GaveUp("2".into())), Action::Start);
     }
 
     #[test]

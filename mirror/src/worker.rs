@@ -14,11 +14,11 @@ use tokio::sync::{Notify, watch};
 use crate::apply::{Apply, Limits};
 use crate::assemble::{Assembler, Tables};
 use crate::error::{Error, Problem, retry_delay};
-use crate::progress::{Gap, check_continuity};
+use crate::progress::{Gap, SourceFacts, check_continuity, switch_point};
 use crate::schema::{TablePlan, all_binary};
 use crate::session::PeerSession;
 use crate::sink::postgres::PostgresSink;
-use crate::source::preflight::{Findings, plan_tables};
+use crate::source::preflight::{Findings, plan_known_tables};
 use crate::source::replication::ReplicationConnection;
 use crate::source::{publication, slot};
 use crate::start;
@@ -59,6 +59,8 @@ pub struct Context {
     pub waited_for: Arc<Notify>,
     /// The target has caught up since the last failure.
     ran_well: Arc<AtomicBool>,
+    /// Values are asked for as text, since a column's type has changed.
+    as_text: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -71,8 +73,8 @@ impl Context {
         stop: Stop,
         waited_for: Arc<Notify>,
     ) -> Context {
-        let ran_well = Arc::new(AtomicBool::new(false));
-        Context { catalog, node_id, mirror: Arc::new(mirror), epoch, stop, waited_for, ran_well }
+        let (ran_well, as_text) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        Context { catalog, node_id, mirror: Arc::new(mirror), epoch, stop, waited_for, ran_well, as_text }
     }
 
     /// Writes the mirror's state, and that it changed.
@@ -115,6 +117,7 @@ pub async fn run(context: Context) -> Outcome {
         let error = match attempt_once(&context).await {
             Ok(()) => return Outcome::Completed,
             Err(Error::Stopped) => return Outcome::Stopped,
+            Err(Error::TextNeeded) if !context.as_text.swap(true, Ordering::Relaxed) => continue,
             Err(Error::Fenced) => {
                 tracing::warn!("another process has taken the mirror over");
                 return Outcome::Fenced;
@@ -198,6 +201,9 @@ async fn work(context: &Context) -> Result<(), Error> {
     };
     match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
         Begin::Nothing => {
+            // An attempt that died right after the copy may have left them.
+            slot::drop(&source, &mirror.object_name).await?;
+            publication::drop(&source, &mirror.object_name).await?;
             context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
             context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
             context.set_state(MirrorState::Completed).await
@@ -237,17 +243,14 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
     context.set_state(MirrorState::Catchup).await?;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
     let applied = check_start(context, &source, &mut replication, sink.applied()).await?;
-    let publications = publication::existing(&source, &mirror.object_name).await?;
-    if publications.is_empty() {
-        return Err(Error::Blocked(
-            Problem::new(
-                SqlState::UNDEFINED_OBJECT,
-                format!("publication \"{}\" does not exist on the source", mirror.object_name),
-            )
-            .hint("Create it again with the same tables, then RESUME MIRROR; or drop the mirror and create it anew."),
-        ));
+    if !mirror.copied {
+        // The copy was complete, and whoever made it died before the catalog knew.
+        start::record_copied(context).await?;
     }
-    let tables = look_up_tables(context, &source, &sink).await?;
+    let (plans, tables) = look_up_tables(context, &source, &sink).await?;
+    let (object_name, made) = (mirror.object_name.clone(), mirror.publications.clone());
+    let expected = publication::Expected { object_name, made, plans };
+    let publications = expected.check(&source).await?;
     slot::free(&source, &mirror.object_name).await?;
     let stream = replication.start(&mirror.object_name, applied, &publications, tables.binary).await?;
     let goal = slot::push_wal(&source).await?;
@@ -291,7 +294,17 @@ async fn check_start(
     let identity = replication.identify_system().await?;
     let slot = slot::facts(source, &mirror.object_name).await?;
     let known = mirror.system_id.as_deref();
-    check_continuity(known, &identity.system_id, slot.as_ref(), Some(applied)).map_err(|gap| {
+    let wal_end = slot::wal_end(source).await?;
+    let left_ours_at = match mirror.timeline {
+        Some(timeline) if timeline != identity.timeline => {
+            let history = replication.timeline_history(identity.timeline).await?;
+            // A timeline that never was on ours went another way from the start.
+            Some(switch_point(&history, timeline).unwrap_or(Lsn::ZERO))
+        }
+        _ => None,
+    };
+    let facts = SourceFacts { system: &identity.system_id, wal_end, left_ours_at };
+    let applied = check_continuity(known, facts, slot.as_ref(), Some(applied)).map_err(|gap| {
         let (message, detail) = match gap {
             Gap::OtherSystem => (
                 format!("peer \"{}\" is another server than the one that was copied", mirror.source_name),
@@ -309,6 +322,10 @@ async fn check_start(
                 format!("replication slot \"{}\" is ahead of the target", mirror.object_name),
                 format!("The slot is at {confirmed_flush}, the target at {applied}: the target was set back, or the slot was made anew."),
             ),
+            Gap::SourceBehind { source, applied } => (
+                format!("peer \"{}\" is behind the target", mirror.source_name),
+                format!("It reaches {source}, the target is at {applied}: the source was set back in time, or failed over to a standby that had less."),
+            ),
             Gap::ProgressMissing => (
                 format!("the target has lost the progress of mirror \"{}\"", mirror.name),
                 "It was set back, restored, or cleaned up by hand.".to_owned(),
@@ -317,16 +334,24 @@ async fn check_start(
         Error::ResyncRequired(
             Problem::new(SqlState::WRONG_STATE, message).detail(detail).hint("Drop the mirror and create it anew: only a new copy helps."),
         )
-    })
+    })?;
+    if left_ours_at.is_some() {
+        let event = Event::warning("state", format!("the source is now on timeline {}", identity.timeline)).at(applied);
+        context.event(&event).await?;
+        context.catalog.set_mirror_timeline(mirror.id, identity.timeline).await?;
+    }
+    Ok(applied)
 }
 
 /// Looks at the mirror's tables on both sides, as the stream's rows will need to know them.
-async fn look_up_tables(context: &Context, source: &PeerSession, sink: &PostgresSink) -> Result<Tables, Error> {
+async fn look_up_tables(
+    context: &Context,
+    source: &PeerSession,
+    sink: &PostgresSink,
+) -> Result<(Vec<TablePlan>, Tables), Error> {
     let mut findings = Findings::default();
-    let known = context.catalog.begun_tables(context.mirror.id).await?;
-    let mut plans: Vec<TablePlan> = plan_tables(&context.mirror, source, &mut findings).await?;
-    // Tables that came after the mirror was created are not part of it.
-    plans.retain(|plan| known.contains_key(&plan.source.name));
+    let known = context.catalog.table_names(context.mirror.id).await?;
+    let plans = plan_known_tables(&context.mirror, source, &known, &mut findings).await?;
     let targets = start::describe_targets(sink.session(), &plans).await?;
     for plan in &plans {
         match targets.get(&plan.target_name) {
@@ -338,8 +363,10 @@ async fn look_up_tables(context: &Context, source: &PeerSession, sink: &Postgres
         }
     }
     findings.into_result()?;
+    sink.use_operators_of(&targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()).await?;
     let types = start::column_types(source, &plans).await?;
-    let binary = source.version >= 140_000 && all_binary(&plans, &types, &targets);
-    let plans = plans.into_iter().map(|plan| (plan.source.name.clone(), plan)).collect();
-    Ok(Tables { plans, targets, types, binary })
+    let binary =
+        source.version >= 140_000 && !context.as_text.load(Ordering::Relaxed) && all_binary(&plans, &types, &targets);
+    let by_name = plans.iter().map(|plan| (plan.source.name.clone(), plan.clone())).collect();
+    Ok((plans, Tables { plans: by_name, targets, types, binary }))
 }

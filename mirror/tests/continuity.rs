@@ -1,6 +1,6 @@
 //! Streaming goes on only where nothing is missing; a gap is never passed over in silence.
 
-use crate::support::{Fixture, start};
+use crate::support::{Fixture, ask, start};
 
 async fn running() -> Fixture {
     let fixture = start().await;
@@ -100,4 +100,56 @@ async fn a_column_that_the_target_lacks_stops_the_mirror_until_it_is_there() {
     fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
     fixture.caught_up().await;
     fixture.assert_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_set_back_in_time_is_found_out() {
+    let fixture = running().await;
+    fixture.target.batch_execute("update peergate.progress set applied_lsn = 'FFFF/0'").await.unwrap();
+    assert_resync_required(&fixture, "is behind the target").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_no_longer_published_is_found_out() {
+    let fixture = running().await;
+    fixture
+        .source
+        .batch_execute("drop table t; create table t (id int primary key); insert into t values (9)")
+        .await
+        .unwrap();
+    assert_resync_required(&fixture, "is no longer published").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_made_anew_is_found_out() {
+    let fixture = running().await;
+    let name = fixture.ask("select object_name from peergate.mirrors").await;
+    let anew = format!(
+        "drop publication {name}; create publication {name} for table t with (publish_via_partition_root = true)"
+    );
+    fixture.source.batch_execute(&anew).await.unwrap();
+    assert_resync_required(&fixture, "was dropped or made anew").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_another_type_stops_the_mirror_and_rounds_nothing() {
+    let fixture = running().await;
+    fixture.source.batch_execute("alter table t alter id type numeric; insert into t values (2.5)").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.contains("blocked"), "{error}");
+    assert_eq!(ask(&fixture.target, "select string_agg(id::text, ',') from t").await, "1");
+    fixture.target.batch_execute("alter table t alter id type numeric").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_not_the_mirrors_do_not_stop_it() {
+    let fixture = running().await;
+    fixture.source.batch_execute("create table later (id int); alter table later replica identity full").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    fixture.caught_up().await;
+    assert_eq!(ask(&fixture.target, "select string_agg(id::text, ',' order by id) from t").await, "1,2");
 }

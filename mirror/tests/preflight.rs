@@ -97,3 +97,36 @@ async fn tables_without_a_key_take_inserts_and_do_not_hinder_the_source() {
     fixture.caught_up().await;
     fixture.assert_equal().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_and_its_partition_are_not_mirrored_together() {
+    let fixture = start().await;
+    let schema = "create table root (id int primary key) partition by range (id);
+                  create table part partition of root for values from (0) to (9)";
+    fixture.source.batch_execute(schema).await.unwrap();
+    let table = |name: &str| {
+        format!(
+            r#"{{"from": {{"schema": "public", "name": "{name}"}}, "to": {{"schema": "public", "name": "{name}"}}}}"#
+        )
+    };
+    fixture.create_mirror(&format!(r#"{{"tables": [{}, {}]}}"#, table("root"), table("part")), "{}").await;
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.contains(r#"table "public.part" is a partition of "public.root""#), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_somebody_made_in_place_of_ours_is_theirs() {
+    let fixture = start().await;
+    let schema = "create table t (id bigint primary key, pad text default repeat('x', 300)); insert into t (id) select generate_series(1, 300000)";
+    fixture.source.batch_execute(schema).await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, r#"{"copy_parallel_workers": "1"}"#).await;
+    fixture.wait_for_state("copying").await;
+    fixture.control.batch_execute("call peergate.pause_mirror('m')").await.unwrap();
+    fixture.wait_for_state("paused").await;
+    let theirs = "drop table t; create table t (id bigint primary key, pad text, extra int); insert into t values (1, 'theirs', 1)";
+    fixture.target.batch_execute(theirs).await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let error = fixture.try_caught_up().await.unwrap_err();
+    assert!(error.contains("is not empty"), "{error}");
+    assert_eq!(ask(&fixture.target, "select pad from t").await, "theirs");
+}

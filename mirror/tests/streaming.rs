@@ -143,3 +143,69 @@ async fn the_status_tells_what_was_done() {
                   and error_message is null and state = 'running' from peergate.mirror_status";
     fixture.wait_until(status, "t").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_identities_or_stored_apart_are_followed() {
+    let fixture = start().await;
+    let schema = "create table i (id int generated always as identity primary key, v text, n int); alter table i alter v set storage external;
+                  insert into i (v, n) select repeat('x', 50000), g from generate_series(1, 3) g;
+                  create table k (k text primary key, v int); alter table k alter k set storage external;
+                  insert into k select string_agg(md5(g::text), ''), 1 from generate_series(1, 70) g";
+    fixture.source.batch_execute(schema).await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    for change in [
+        "update i set id = default, n = 100 where id = 1",
+        "update i set n = 7 where id = 4",
+        "update k set v = 2",
+        "update k set k = k || 'y', v = 3",
+        "delete from k",
+    ] {
+        fixture.source.batch_execute(change).await.unwrap();
+        fixture.caught_up().await;
+        fixture.assert_equal().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inheritance_is_neither_hindered_on_the_source_nor_reached_into_on_the_target() {
+    let fixture = start().await;
+    let schema = "create table parent (id int primary key, n int); create table child () inherits (parent);
+                  insert into parent values (1, 1); insert into child values (2, 2)";
+    fixture.source.batch_execute(schema).await.unwrap();
+    let only =
+        r#"{"tables": [{"from": {"schema": "public", "name": "parent"}, "to": {"schema": "public", "name": "copy"}}]}"#;
+    fixture.create_mirror(only, "{}").await;
+    fixture.caught_up().await;
+    fixture
+        .target
+        .batch_execute("create table archive () inherits (copy); insert into archive values (1, 77)")
+        .await
+        .unwrap();
+    fixture
+        .source
+        .batch_execute("update child set n = 3; update only parent set n = 4; delete from child")
+        .await
+        .unwrap();
+    fixture.caught_up().await;
+    assert_eq!(ask(&fixture.target, "select n from only copy").await, "4");
+    fixture.source.batch_execute("truncate only parent").await.unwrap();
+    fixture.caught_up().await;
+    assert_eq!(ask(&fixture.target, "select string_agg(n::text, ',') from copy").await, "77");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_extension_types_are_found_by_their_own_operators() {
+    let fixture = start().await;
+    let schema = "create schema ext; create extension citext schema ext; create extension ltree schema ext;
+                  create table c (k ext.citext primary key, n int); create table l (k ext.ltree primary key, n int);
+                  insert into c values ('Abc', 1), ('def', 2); insert into l values ('a.b', 1), ('a.c', 2)";
+    fixture.source.batch_execute(schema).await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    let changes = "update c set n = 5 where k = 'Abc'; update c set k = 'ABC' where n = 5; delete from c where n = 2;
+                   set search_path = public, ext; update l set n = 5 where k = 'a.b'; delete from l where k = 'a.c'; reset search_path";
+    fixture.source.batch_execute(changes).await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+}

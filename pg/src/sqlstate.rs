@@ -33,6 +33,8 @@ codes! {
     UNIQUE_VIOLATION = b"23505";
     /// exclusion_violation.
     EXCLUSION_VIOLATION = b"23P01";
+    /// read_only_sql_transaction.
+    READ_ONLY = b"25006";
     /// active_sql_transaction.
     ACTIVE_SQL_TRANSACTION = b"25001";
     /// invalid_authorization_specification.

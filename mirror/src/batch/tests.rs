@@ -24,6 +24,7 @@ fn table() -> Arc<TableMap> {
         oid: 1,
         source: TableName::new("public", "t"),
         target: TableName::new("public", "t"),
+        alone: "t".into(),
         columns: vec![column(0, "id"), column(1, "a"), column(2, "b")],
         whole_old_rows: false,
         direct: true,

@@ -13,8 +13,8 @@ type SqlResult<T> = Result<T, tokio_postgres::Error>;
 /// Something that one table needs besides itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prerequisite {
-    /// An extension, by name.
-    Extension(String),
+    /// An extension, by name, and the schema that it is in.
+    Extension(String, String),
     /// A statement that makes a type or sequence, and what it makes.
     Object {
         /// `type` or `sequence`.
@@ -102,7 +102,7 @@ async fn type_prerequisites(
     }
     let query = "
         select t.typtype::text, n.nspname::text, pg_catalog.format_type(t.oid, null),
-               (select e.extname::text from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid
+               (select array[e.extname::text, (select x.nspname::text from pg_catalog.pg_namespace x where x.oid = e.extnamespace)] from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid
                 where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'),
                array(select u.o from (
                    select case when t.typcategory = 'A' then t.typelem end as o
@@ -116,8 +116,8 @@ async fn type_prerequisites(
         from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.oid = $1";
     let row = source.query_one(query, &[&oid]).await?;
     let (kind, schema, name): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-    if let Some(extension) = row.get::<_, Option<String>>(3) {
-        let extension = Prerequisite::Extension(extension);
+    if let Some([extension, schema]) = row.get::<_, Option<Vec<String>>>(3).as_deref() {
+        let extension = Prerequisite::Extension(extension.clone(), schema.clone());
         if !found.contains(&extension) {
             found.push(extension);
         }

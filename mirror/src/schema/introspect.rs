@@ -37,7 +37,9 @@ pub async fn list_tables(client: &Client) -> SqlResult<Vec<TableName>> {
 /// Describes a source table; `None` if there is none of that name, or it is no table.
 pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option<SourceTable>> {
     let query = "
-        select c.oid, c.relreplident::text
+        select c.oid, c.relreplident::text, c.relkind = 'p',
+               (select r.relid::oid from pg_catalog.pg_partition_ancestors(c.oid) r where c.relispartition and r.relid <> c.oid
+                order by (select count(*) from pg_catalog.pg_partition_ancestors(r.relid)) limit 1)
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
     let Some(row) = client.query_opt(query, &[&name.schema, &name.name]).await? else { return Ok(None) };
@@ -50,7 +52,8 @@ pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option
         None => RowIdentity::InsertsOnly,
     };
     let indexes = indexes.into_iter().map(|(_, index)| index).collect();
-    Ok(Some(SourceTable { oid, name: name.clone(), columns, identity, indexes }))
+    let (partitioned, root) = (row.get(2), row.get(3));
+    Ok(Some(SourceTable { oid, name: name.clone(), columns, identity, indexes, partitioned, root }))
 }
 
 async fn source_columns(client: &Client, oid: u32) -> SqlResult<Vec<SourceColumn>> {
@@ -180,10 +183,16 @@ pub async fn target_tables(client: &Client, names: &[&TableName]) -> SqlResult<H
 }
 
 async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<TargetTable>> {
-    let find = "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    let find = "select c.oid, c.relkind = 'p' from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                 where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
     let Some(row) = client.query_opt(find, &[&name.schema, &name.name]).await? else { return Ok(None) };
-    let oid: u32 = row.get(0);
+    let (oid, partitioned): (u32, bool) = (row.get(0), row.get(1));
+    let query = "
+        select distinct n.nspname::text
+        from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+        join pg_catalog.pg_type b on b.oid in (t.oid, t.typbasetype) join pg_catalog.pg_namespace n on n.oid = b.typnamespace
+        where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and n.nspname <> 'pg_catalog'";
+    let type_schemas = client.query(query, &[&oid]).await?.iter().map(|r| r.get(0)).collect();
     let query = "
         select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a',
                a.attnotnull and not a.atthasdef and a.attidentity = ''
@@ -204,10 +213,14 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
         from pg_catalog.pg_index i where i.indrelid = $1 and (i.indisunique or i.indisexclusion) and i.indisvalid";
     let uniques = client.query(query, &[&oid]).await?;
     let (plain, odd): (Vec<&Row>, Vec<&Row>) = uniques.iter().partition(|r| r.get(0));
-    let query = format!("select exists (select from {})", name.quoted());
+    let alone = if partitioned { name.quoted() } else { format!("only {}", name.quoted()) };
+    let query = format!("select exists (select from {alone})");
     let has_rows = client.query_one(&query, &[]).await?.get(0);
     Ok(Some(TargetTable {
+        oid,
         name: name.clone(),
+        partitioned,
+        type_schemas,
         columns,
         unique_keys: plain.iter().map(|r| r.get(1)).collect(),
         other_unique: false,

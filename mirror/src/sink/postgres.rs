@@ -3,12 +3,13 @@
 //! Changes are staged by COPY and moved by one statement for each kind and table; rows that only come are copied into the table itself.
 //! The progress row is written in the same transaction.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use catalog::peer::PeerOptions;
 use futures_util::SinkExt;
+use pg::name::quote_ident;
 use pg::pgoutput::Tuple;
 use pg::{Lsn, SqlState};
 use tokio_postgres::Statement;
@@ -112,6 +113,17 @@ impl PostgresSink {
         &self.target
     }
 
+    /// Lets the operators of these schemas be found: keys may be of types that are not built in, and compare by operators of their own.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn use_operators_of(&self, schemas: &BTreeSet<String>) -> Result<(), Error> {
+        let path: Vec<String> = schemas.iter().map(|s| quote_ident(s)).collect();
+        self.target
+            .run(&format!("set search_path = {}", if path.is_empty() { "''".to_owned() } else { path.join(", ") }))
+            .await
+    }
+
     /// Records that the copy is complete: streaming begins at `snapshot`.
     ///
     /// # Errors
@@ -131,7 +143,7 @@ impl PostgresSink {
                 Ok(())
             }
             Step::Truncate { tables, restart_identity } => {
-                let names: Vec<String> = tables.iter().map(|t| t.target.quoted()).collect();
+                let names: Vec<&str> = tables.iter().map(|t| t.alone.as_str()).collect();
                 let restart = if *restart_identity { " restart identity" } else { "" };
                 self.target.run(&format!("truncate table {}{restart}", names.join(", "))).await
             }
@@ -145,7 +157,7 @@ impl PostgresSink {
         if table.replace {
             return self.replace(table, &sorted).await.map_err(|e| in_table(table, e));
         }
-        if !table.other_unique {
+        if !table.other_unique || !table.has_key() {
             return self.write(table, &sorted).await.map_err(|e| in_table(table, e));
         }
         // A value that must be unique may pass from one row to another: row by row that is fine, set by set it may collide.
@@ -217,8 +229,13 @@ impl PostgresSink {
         encode::staged_row(&mut copy.buffer, stage::OLD_KEY, table, old, true);
         encode::staged_row(&mut copy.buffer, stage::FIRST_UPDATE, table, new, false);
         copy.finish().await?;
-        let done = self.run_staged(table, |s| stage::rekey(s, table, &mask), &[]).await?;
-        expect_rows(table, "update", 1, done)
+        // The row is completed, taken out by its old key and put back: no UPDATE may set a GENERATED ALWAYS identity.
+        let done = self.run_staged(table, |s| stage::complete_by_old_key(s, table, &mask), &[]).await?;
+        expect_rows(table, "update", 1, done)?;
+        let done = self.run_staged(table, |s| stage::delete(s, table), &[&stage::OLD_KEY, &stage::OLD_KEY]).await?;
+        expect_rows(table, "update", 1, done)?;
+        self.run_staged(table, |s| stage::insert_group(s, table), &[&stage::FIRST_UPDATE]).await?;
+        Ok(())
     }
 
     async fn fill_stage(

@@ -38,8 +38,12 @@ const SCHEMA: &str = "
 /// # Errors
 /// [`Error::Fenced`] if a newer owner has the row.
 pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn, Error> {
-    // In one transaction: another mirror's removal takes the table away when it finds no row in it.
-    target.run(&format!("begin; {LOCK}; {SCHEMA}")).await?;
+    // In one transaction: another mirror's removal takes the table away when it finds no row in it. What is there already need not be
+    // made, and may be somebody else's who lets us use it.
+    target.run(&format!("begin; {LOCK}")).await?;
+    if !exists(target).await? {
+        target.run(SCHEMA).await?;
+    }
     let statement = "
         insert into peergate.progress as p (mirror, lane, epoch, applied_lsn) values ($1, 0, $2, '0/0')
         on conflict (mirror, lane) do update set epoch = excluded.epoch, updated_at = pg_catalog.now() where p.epoch <= excluded.epoch
@@ -48,6 +52,11 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
     target.run("commit").await?;
     let row = row.ok_or(Error::Fenced)?;
     row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&target.peer, e))
+}
+
+async fn exists(target: &PeerSession) -> Result<bool, Error> {
+    let query = "select pg_catalog.to_regclass('peergate.progress') is not null";
+    Ok(target.client.query_one(query, &[]).await.map_err(|e| target.error(&e))?.get(0))
 }
 
 /// Checks, within the transaction of the session, that the epoch is still ours, and keeps it so until the transaction ends.
@@ -91,9 +100,7 @@ pub async fn advance(
 /// # Errors
 /// [`Error`] as the server's SQLSTATE says.
 pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
-    let exists = "select pg_catalog.to_regclass('peergate.progress') is not null";
-    let row = target.client.query_one(exists, &[]).await.map_err(|e| target.error(&e))?;
-    if !row.get::<_, bool>(0) {
+    if !exists(target).await? {
         return Ok(());
     }
     // The catalog may live in the same database, and then has the schema for itself: it is removed only when it is empty.

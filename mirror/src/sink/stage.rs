@@ -33,25 +33,22 @@ pub fn copy_direct(table: &TableMap) -> String {
 
 /// Deletes the rows of one group. `$1` is the first group, `$2` the last.
 pub fn delete(stage: &str, table: &TableMap) -> String {
-    format!(
-        "delete from {} t using {stage} s where s.g between $1 and $2 and {}",
-        table.target.quoted(),
-        same_key(table, "s")
-    )
+    format!("delete from {} t using {stage} s where s.g between $1 and $2 and {}", table.alone, same_key(table, "s"))
 }
 
 /// Changes the rows of the group `$1`; columns of `unchanged` (by tuple position) keep their values.
 pub fn update(stage: &str, table: &TableMap, unchanged: &[bool]) -> String {
-    let set = assignments(table, unchanged, |c| !c.key);
-    format!("update {} t set {set} from {stage} s where s.g = $1 and {}", table.target.quoted(), same_key(table, "s"))
+    let set = assignments(table, unchanged);
+    format!("update {} t set {set} from {stage} s where s.g = $1 and {}", table.alone, same_key(table, "s"))
 }
 
-/// Changes one row and its key: group [`OLD_KEY`] holds the old one, [`FIRST_UPDATE`] the row.
-pub fn rekey(stage: &str, table: &TableMap, unchanged: &[bool]) -> String {
-    let set = assignments(table, unchanged, |_| true);
+/// Completes the one staged row of the group [`FIRST_UPDATE`] with the values that were not sent, from the row that has the key of the
+/// group [`OLD_KEY`].
+pub fn complete_by_old_key(stage: &str, table: &TableMap, unchanged: &[bool]) -> String {
     format!(
-        "update {} t set {set} from {stage} s, {stage} o where s.g = {FIRST_UPDATE} and o.g = {OLD_KEY} and {}",
-        table.target.quoted(),
+        "update {stage} s set {} from {} t, {stage} o where s.g = {FIRST_UPDATE} and o.g = {OLD_KEY} and {}",
+        completions(table, unchanged).join(", "),
+        table.alone,
         same_key(table, "o"),
     )
 }
@@ -67,19 +64,27 @@ pub fn insert(stage: &str, table: &TableMap) -> String {
     )
 }
 
+/// Adds the rows of the group `$1`.
+pub fn insert_group(stage: &str, table: &TableMap) -> String {
+    insert(stage, table).replace(&format!("s.g <> {DELETE} and s.g <= $1"), "s.g = $1")
+}
+
 /// Completes the staged rows of the group `$1` with the values that were not sent, from the table; `None` if all were sent.
 pub fn complete(stage: &str, table: &TableMap, unchanged: &[bool]) -> Option<String> {
-    let set: Vec<String> = table
+    let set = completions(table, unchanged);
+    let matched = same_key(table, "s");
+    (!set.is_empty())
+        .then(|| format!("update {stage} s set {} from {} t where s.g = $1 and {matched}", set.join(", "), table.alone))
+}
+
+fn completions(table: &TableMap, unchanged: &[bool]) -> Vec<String> {
+    table
         .columns
         .iter()
         .enumerate()
         .filter(|(_, c)| unchanged.get(c.position).copied().unwrap_or(false))
         .map(|(n, c)| format!("c{n} = t.{}::{}", c.quoted(), c.staged_type))
-        .collect();
-    let matched = same_key(table, "s");
-    (!set.is_empty()).then(|| {
-        format!("update {stage} s set {} from {} t where s.g = $1 and {matched}", set.join(", "), table.target.quoted())
-    })
+        .collect()
 }
 
 fn names(columns: &[MappedColumn]) -> String {
@@ -94,12 +99,12 @@ fn same_key(table: &TableMap, staged: &str) -> String {
 }
 
 /// What an UPDATE sets. It must set something: a row that has nothing but its key is set to itself.
-fn assignments(table: &TableMap, unchanged: &[bool], wanted: impl Fn(&MappedColumn) -> bool) -> String {
+fn assignments(table: &TableMap, unchanged: &[bool]) -> String {
     let set: Vec<String> = table
         .columns
         .iter()
         .enumerate()
-        .filter(|(_, c)| wanted(c) && !c.identity_always && !unchanged.get(c.position).copied().unwrap_or(false))
+        .filter(|(_, c)| !c.key && !c.identity_always && !unchanged.get(c.position).copied().unwrap_or(false))
         .map(|(n, c)| format!("{} = {}", c.quoted(), c.value(&format!("s.c{n}"))))
         .collect();
     if set.is_empty() {
@@ -132,6 +137,7 @@ mod tests {
             oid: 1,
             source: TableName::new("public", "t"),
             target: TableName::new("Odd", "t"),
+            alone: "only \"Odd\".\"t\"".into(),
             columns: vec![column(0, "id", true), column(2, "a\"b", false)],
             whole_old_rows: false,
             direct: false,
@@ -144,11 +150,11 @@ mod tests {
     fn statements_join_on_the_key_and_cast_staged_text() {
         assert_eq!(
             update("s1", &table(), &[false; 3]),
-            "update \"Odd\".\"t\" t set \"a\"\"b\" = s.c1::integer from s1 s where s.g = $1 and t.\"id\" = s.c0::integer"
+            "update only \"Odd\".\"t\" t set \"a\"\"b\" = s.c1::integer from s1 s where s.g = $1 and t.\"id\" = s.c0::integer"
         );
         assert_eq!(
             delete("s1", &table()),
-            "delete from \"Odd\".\"t\" t using s1 s where s.g between $1 and $2 and t.\"id\" = s.c0::integer"
+            "delete from only \"Odd\".\"t\" t using s1 s where s.g between $1 and $2 and t.\"id\" = s.c0::integer"
         );
     }
 

@@ -31,7 +31,7 @@ impl Findings {
     /// Makes one error of all that was found: the first, with the others in its detail.
     ///
     /// # Errors
-    /// [`Error::Blocked`] if anything was found.
+    /// [`Error`] as the SQLSTATE of the first says, if anything was found.
     pub fn into_result(self) -> Result<(), Error> {
         let mut problems = self.problems.into_iter();
         let Some(mut first) = problems.next() else { return Ok(()) };
@@ -42,7 +42,7 @@ impl Findings {
             let detail = first.detail.take().map(|d| format!("{d} ")).unwrap_or_default();
             first.detail = Some(format!("{detail}{}", also.join(" ")));
         }
-        Err(Error::Blocked(first))
+        Err(Error::server(first))
     }
 }
 
@@ -75,6 +75,36 @@ pub async fn plan_tables(
             .hint("Create them first, or name others."),
         );
     }
+    describe(source, selected, findings).await
+}
+
+/// Returns the tables of `known` as they are on the source now: the mirror's, whatever else its selection would take today.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says; tables that are missing are put in `findings`.
+pub async fn plan_known_tables(
+    mirror: &Mirror,
+    source: &PeerSession,
+    known: &[(TableName, TableName)],
+    findings: &mut Findings,
+) -> Result<Vec<TablePlan>, Error> {
+    let columns = |name: &TableName| match &mirror.selection {
+        Selection::Tables(tables) => tables.iter().find(|t| t.source == *name).map(|t| t.columns.clone()),
+        Selection::All { .. } | Selection::Schemas { .. } => None,
+    };
+    let selected = known.iter().map(|(name, target)| SelectedTable {
+        source: name.clone(),
+        target: target.clone(),
+        columns: columns(name).unwrap_or_default(),
+    });
+    describe(source, selected.collect(), findings).await
+}
+
+async fn describe(
+    source: &PeerSession,
+    selected: Vec<SelectedTable>,
+    findings: &mut Findings,
+) -> Result<Vec<TablePlan>, Error> {
     let mut plans = Vec::new();
     for SelectedTable { source: name, target, columns } in selected {
         match source_table(&source.client, &name).await.map_err(|e| source.error(&e))? {
@@ -248,7 +278,7 @@ pub async fn check_target(target: &PeerSession, findings: &mut Findings) -> Resu
                         pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temp')";
     let row = target.client.query_one(query, &[]).await.map_err(|e| target.error(&e))?;
     if row.get(0) || row.get(1) {
-        findings.add(Problem::new(SqlState::WRONG_STATE, format!("peer \"{}\" is read-only", target.peer)));
+        findings.add(Problem::new(SqlState::READ_ONLY, format!("peer \"{}\" is read-only", target.peer)));
     }
     if !row.get::<_, bool>(2) {
         findings.add(

@@ -3,9 +3,10 @@
 //! There may be two: publishing UPDATE and DELETE of a table without replica identity would make the source refuse them to its own
 //! users, so such tables are in one that publishes only what needs no identity.
 
+use pg::SqlState;
 use pg::name::quote_ident;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::schema::{RowIdentity, TablePlan};
 use crate::session::PeerSession;
 
@@ -14,47 +15,106 @@ pub fn names(object_name: &str) -> [String; 2] {
     [object_name.to_owned(), format!("{object_name}_inserts")]
 }
 
-/// Makes the publications anew for these tables, and returns the names of those that there are.
-///
-/// To be done before the slot is made: a slot decodes with the catalogs of the past, in which a later publication does not exist.
-///
-/// # Errors
-/// [`Error`] as the server's SQLSTATE says.
-pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]) -> Result<Vec<String>, Error> {
-    drop(source, object_name).await?;
+/// How long making a publication may wait for a lock; everybody else would queue behind us meanwhile.
+const LOCK_TIMEOUT: &str = "set lock_timeout = '5s'";
+
+/// The mirror's publications as they should be: name, whether only inserts are published, and the tables.
+fn wanted<'a>(object_name: &str, plans: &'a [TablePlan]) -> Vec<(String, bool, Vec<&'a TablePlan>)> {
     let [all, inserts] = names(object_name);
-    let mut made = Vec::new();
-    for (name, publish, only_inserts) in
-        [(all, "insert, update, delete, truncate", false), (inserts, "insert, truncate", true)]
-    {
-        let tables: Vec<String> = plans
-            .iter()
-            .filter(|p| matches!(p.source.identity, RowIdentity::InsertsOnly) == only_inserts)
-            .map(|p| p.source.name.quoted())
-            .collect();
-        if !tables.is_empty() {
-            let statement = format!(
-                "create publication {} for table {} with (publish = '{publish}', publish_via_partition_root = true)",
-                quote_ident(&name),
-                tables.join(", "),
-            );
-            source.run(&statement).await?;
-            made.push(name);
-        }
-    }
-    Ok(made)
+    let of = |only_inserts: bool| -> Vec<&TablePlan> {
+        plans.iter().filter(|p| matches!(p.source.identity, RowIdentity::InsertsOnly) == only_inserts).collect()
+    };
+    [(all, false, of(false)), (inserts, true, of(true))]
+        .into_iter()
+        .filter(|(_, _, tables)| !tables.is_empty())
+        .collect()
 }
 
-/// Returns the names of the mirror's publications that are there.
+/// Makes the publications anew for these tables, and returns their oids.
+///
+/// To be done before the slot is made: a slot decodes with the catalogs of the past, in which a later publication does not exist.
+/// Children of a table are not part of it (ONLY): they may lack the identity that publishing their updates needs.
 ///
 /// # Errors
 /// [`Error`] as the server's SQLSTATE says.
-pub async fn existing(source: &PeerSession, object_name: &str) -> Result<Vec<String>, Error> {
-    let query = "select pubname::text from pg_catalog.pg_publication where pubname = any ($1) order by pubname";
+pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]) -> Result<Vec<u32>, Error> {
+    source.run(LOCK_TIMEOUT).await?;
+    drop(source, object_name).await?;
+    for (name, only_inserts, tables) in wanted(object_name, plans) {
+        let tables: Vec<String> = tables.iter().map(|p| p.source.name.quoted()).collect();
+        let publish = if only_inserts { "insert, truncate" } else { "insert, update, delete, truncate" };
+        let statement = format!(
+            "create publication {} for table only {} with (publish = '{publish}', publish_via_partition_root = true)",
+            quote_ident(&name),
+            tables.join(", only "),
+        );
+        source.run(&statement).await?;
+    }
+    oids(source, object_name).await
+}
+
+async fn oids(source: &PeerSession, object_name: &str) -> Result<Vec<u32>, Error> {
+    let query = "select oid from pg_catalog.pg_publication where pubname = any ($1) order by oid";
     let names = names(object_name);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let rows = source.client.query(query, &[&names]).await.map_err(|e| source.error(&e))?;
     Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// The publications as they were made: what is compared with what there is.
+pub struct Expected {
+    /// The mirror's object name.
+    pub object_name: String,
+    /// Their oids.
+    pub made: Vec<u32>,
+    /// The mirror's tables.
+    pub plans: Vec<TablePlan>,
+}
+
+impl Expected {
+    /// Checks that the publications are those that were made, and publish the tables and all that they should of them; returns their
+    /// names. A table that was dropped and made again is another one, and not published; one that is gone sends nothing any more.
+    ///
+    /// # Errors
+    /// [`Error::ResyncRequired`] if not: what was not published meanwhile will never come.
+    pub async fn check(&self, source: &PeerSession) -> Result<Vec<String>, Error> {
+        let changed = |what: String| {
+            Error::ResyncRequired(
+                Problem::new(SqlState::WRONG_STATE, what)
+                    .detail("What it did not publish meanwhile will not come.")
+                    .hint("Drop the mirror and create it anew: only a new copy helps."),
+            )
+        };
+        let object_name = &self.object_name;
+        if oids(source, object_name).await? != self.made {
+            return Err(changed(format!("publication \"{object_name}\" was dropped or made anew on the source")));
+        }
+        let query = "
+            select p.pubinsert and p.pubtruncate and ($2 or (p.pubupdate and p.pubdelete)) and p.pubviaroot and not p.puballtables,
+                   array(select r.prrelid from pg_catalog.pg_publication_rel r where r.prpubid = p.oid)
+            from pg_catalog.pg_publication p where p.pubname = $1";
+        let exists = "select pg_catalog.to_regclass($1) is not null";
+        let mut names = Vec::new();
+        for (name, only_inserts, tables) in wanted(object_name, &self.plans) {
+            let row = source.client.query_opt(query, &[&name, &only_inserts]).await.map_err(|e| source.error(&e))?;
+            let Some(row) = row else {
+                return Err(changed(format!("publication \"{name}\" does not exist on the source")));
+            };
+            let (whole, published): (bool, Vec<u32>) = (row.get(0), row.get(1));
+            if !whole {
+                return Err(changed(format!("publication \"{name}\" was altered on the source")));
+            }
+            for missing in tables.iter().filter(|t| !published.contains(&t.source.oid)) {
+                let table = &missing.source.name;
+                let row = source.client.query_one(exists, &[&table.quoted()]).await.map_err(|e| source.error(&e))?;
+                if row.get(0) {
+                    return Err(changed(format!("table \"{table}\" is no longer published by \"{name}\"")));
+                }
+            }
+            names.push(name);
+        }
+        Ok(names)
+    }
 }
 
 /// Removes the publications, if they are there.

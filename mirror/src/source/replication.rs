@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 
 use crate::error::{Error, Problem};
@@ -35,7 +36,8 @@ const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 /// A read of at least this much means that we are behind.
 const BEHIND_BYTES: usize = 32 << 10;
 
-/// How long to let data gather while behind: fewer, larger reads leave the walsender more of the processor.
+/// How long to let data gather while behind: fewer, larger reads leave the walsender more of the processor. Not on a Unix socket, whose
+/// buffer is the sender's and small: there the walsender would only wait.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// How often a status is sent when there is nothing new to say.
@@ -76,6 +78,8 @@ pub struct ReplicationConnection {
     peer: String,
     io: Box<dyn Duplex>,
     buffer: BytesMut,
+    /// What is sent gathers in a buffer of ours, as on TCP.
+    gathers: bool,
 }
 
 /// Returns microseconds since 2000-01-01 00:00 UTC by this machine's clock.
@@ -95,7 +99,12 @@ impl ReplicationConnection {
         let io_error = |e: io::Error| Error::connect(peer, ConnectError::io(&attempt.address, &e));
         tokio::time::timeout(attempt.timeout, async {
             let (io, binding) = open(attempt).await.map_err(io_error)?;
-            let mut connection = ReplicationConnection { peer: peer.to_owned(), io, buffer: BytesMut::new() };
+            let mut connection = ReplicationConnection {
+                peer: peer.to_owned(),
+                io,
+                buffer: BytesMut::new(),
+                gathers: !is_unix(attempt),
+            };
             connection.log_in(attempt, binding).await?;
             // The walsender prints values with its session's settings.
             connection.query(PINNED).await?;
@@ -275,6 +284,15 @@ impl ReplicationConnection {
         }
     }
 
+    /// Asks the server for the history of a timeline: one line for each that it came from.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn timeline_history(&mut self, timeline: i32) -> Result<String, Error> {
+        let rows = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        Ok(rows.first().and_then(|r| r.get(1)?.clone()).unwrap_or_default())
+    }
+
     /// Makes a logical slot; with `export_snapshot`, also a snapshot of the database at exactly its consistent point.
     ///
     /// # Errors
@@ -378,6 +396,10 @@ fn frame_length(peer: &str, buffer: &[u8]) -> Result<Option<usize>, Error> {
     }
 }
 
+fn is_unix(attempt: &Attempt) -> bool {
+    matches!(attempt.config.get_hosts().first(), Some(Host::Unix(_)))
+}
+
 /// Opens the socket and, as `ssl_mode` says, TLS on it; also returns the data for SCRAM's channel binding.
 async fn open(attempt: &Attempt) -> io::Result<(Box<dyn Duplex>, Option<Vec<u8>>)> {
     let config = &attempt.config;
@@ -399,6 +421,9 @@ async fn open(attempt: &Attempt) -> io::Result<(Box<dyn Duplex>, Option<Vec<u8>>
     let socket = SockRef::from(&tcp);
     // Both are wishes: the system may give less, and the stream works all the same.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        let _ = socket.set_tcp_user_timeout(Some(*timeout));
+    }
     if config.get_keepalives() {
         let _ = socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(config.get_keepalives_idle()));
     }
@@ -434,7 +459,10 @@ pub struct ReplicationStream {
     peer: String,
     reader: ReadHalf<Box<dyn Duplex>>,
     buffer: BytesMut,
+    gathers: bool,
     behind: bool,
+    /// When something was last read, or waited for.
+    heard: Instant,
     status: watch::Sender<StandbyStatus>,
     reply: std::sync::Arc<Notify>,
     writer: JoinHandle<()>,
@@ -458,7 +486,9 @@ impl ReplicationStream {
             peer: connection.peer,
             reader,
             buffer: connection.buffer,
+            gathers: connection.gathers,
             behind: false,
+            heard: Instant::now(),
             status,
             reply,
             writer,
@@ -496,13 +526,16 @@ impl ReplicationStream {
             if self.behind {
                 tokio::time::sleep(GATHER).await;
             }
-            let read = tokio::time::timeout(SILENCE_MAX, fill(&mut self.reader, &mut self.buffer)).await;
+            // Whoever waits here stops and begins again now and then; the silence goes on meanwhile.
+            let silent = self.heard + SILENCE_MAX;
+            let read = tokio::time::timeout_at(silent, fill(&mut self.reader, &mut self.buffer)).await;
             let read = read.map_err(|_| Error::connection(&self.peer, &format!("silent for {SILENCE_MAX:?}")))?;
             let read = read.map_err(|e| Error::connection(&self.peer, &e.to_string()))?;
             if read == 0 {
                 return Err(Error::connection(&self.peer, "closed by the server"));
             }
-            self.behind = read >= BEHIND_BYTES;
+            self.heard = Instant::now();
+            self.behind = self.gathers && read >= BEHIND_BYTES;
         }
     }
 
@@ -552,6 +585,11 @@ impl ReplicationStream {
             }
         }
         Ok(None)
+    }
+
+    /// Says that nothing was read for a while because there was no room: that was not the walsender's silence.
+    pub fn listen_anew(&mut self) {
+        self.heard = Instant::now();
     }
 
     /// Silent: the next status that is due carries it.

@@ -83,15 +83,20 @@ impl Tuple {
     ///
     /// A value that is unchanged in both stays so; `older` with fewer columns leaves the rest unchanged.
     pub fn filled_from(&self, older: &Tuple) -> Tuple {
+        self.filled_where(older, |_| true)
+    }
+
+    /// As [`Tuple::filled_from`], for the values at those positions only.
+    pub fn filled_where(&self, older: &Tuple, wanted: impl Fn(usize) -> bool) -> Tuple {
         if !self.unchanged {
             return self.clone();
         }
         let mut bytes = BytesMut::with_capacity(self.bytes.len() + older.bytes.len());
         let mut unchanged = false;
         let mut older = older.values();
-        for value in self.values() {
+        for (position, value) in self.values().enumerate() {
             let earlier = older.next().unwrap_or(Value::Unchanged);
-            let value = if value == Value::Unchanged { earlier } else { value };
+            let value = if value == Value::Unchanged && wanted(position) { earlier } else { value };
             unchanged |= value == Value::Unchanged;
             match value {
                 Value::Null => bytes.put_u8(b'n'),
