@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use catalog::Catalog;
 use catalog::mirror::{Applied, Status, TableStatus};
 use pg::{Lsn, TableName};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::session::PeerSession;
+use crate::source::publication::Expected;
 use crate::source::replication::postgres_clock;
 use crate::source::slot;
+use crate::worker::Context;
 
 /// How often the catalog is told while there is something to tell.
 const BUSY_INTERVAL: Duration = Duration::from_millis(500);
@@ -128,29 +130,34 @@ impl Tracker {
     }
 }
 
-/// Reports until an error: at a steady pace while something changes, and promptly while a statement waits for the mirror.
+/// Reports until an error: at a steady pace while something changes, and promptly while a statement waits for the mirror. Now and then
+/// also looks whether the source still publishes all that it should, as nothing else would tell.
 ///
-/// `waited_for` wakes it when a WAIT FOR MIRROR begins; the position to reach is then put in `wanted`.
+/// When a WAIT FOR MIRROR begins ([`Context::waited_for`]), the position to reach is put in `wanted`.
 ///
 /// # Errors
-/// [`Error::Transient`] if the catalog or the source cannot be reached.
+/// [`Error::Transient`] if the catalog or the source cannot be reached, [`Error::ResyncRequired`] if something is not published.
 pub async fn report_forever(
+    context: &Context,
     tracker: Tracker,
-    catalog: Catalog,
-    mirror_id: i64,
     source: PeerSession,
-    waited_for: Arc<Notify>,
+    expected: &Expected,
     wanted: watch::Sender<Lsn>,
 ) -> Result<std::convert::Infallible, Error> {
+    let (catalog, mirror_id) = (&context.catalog, context.mirror.id);
     let mut sampled: Option<Instant> = None;
     loop {
         let waiting = *wanted.borrow() > tracker.applied();
         let pause = if waiting { WAITED_FOR_INTERVAL } else { BUSY_INTERVAL };
         let asked = tokio::select! {
-            () = waited_for.notified() => true,
+            () = context.waited_for.notified() => true,
             () = tokio::time::sleep(pause) => false,
         };
-        if asked || sampled.is_none_or(|at| at.elapsed() >= SOURCE_INTERVAL) {
+        let due = sampled.is_none_or(|at| at.elapsed() >= SOURCE_INTERVAL);
+        if due {
+            expected.check(&source).await?;
+        }
+        if asked || due {
             // The clock is read before the position: whoever began to wait before it is served by the position.
             let at = catalog.now().await?;
             let position = if asked { slot::push_wal(&source).await? } else { slot::wal_end(&source).await? };
@@ -160,6 +167,6 @@ pub async fn report_forever(
                 wanted.send_replace(position);
             }
         }
-        tracker.report(&catalog, mirror_id).await?;
+        tracker.report(catalog, mirror_id).await?;
     }
 }

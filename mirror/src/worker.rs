@@ -272,8 +272,7 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
         context.ran_well.store(true, Ordering::Relaxed);
         Ok(())
     };
-    let reporter =
-        report_forever(tracker.clone(), context.catalog.clone(), mirror.id, source, context.waited_for.clone(), wanted);
+    let reporter = report_forever(context, tracker.clone(), source, &expected, wanted);
     let result = tokio::select! {
         result = apply.run(&context.stop, goal, caught_up) => result,
         result = reporter => result.map(|never| match never {}),
