@@ -39,7 +39,7 @@ fn peergate() -> Command {
     command
 }
 
-/// A running `peergate serve`; killed when dropped without a stop.
+/// A running `peergate serve`; stopped when dropped.
 pub(crate) struct Server {
     pub(crate) child: Child,
     /// What it printed until it was ready, and the next two lines.
@@ -105,8 +105,16 @@ impl Server {
     }
 }
 
+/// Ended as by an operator: killed, its postmaster would still write into the folder that is then removed.
 impl Drop for Server {
     fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        }
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
