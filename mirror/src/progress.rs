@@ -4,7 +4,7 @@ use pg::Lsn;
 
 /// A position up to which everything is durable on the target *and* recorded there.
 ///
-/// Only [`DurableLsn::recorded`] makes one, and only a sink that has committed a progress row may call it; acknowledging to the
+/// Only its constructor here makes one, and only a sink that has committed a progress row may call it; acknowledging to the
 /// source takes nothing weaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurableLsn(Lsn);

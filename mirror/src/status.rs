@@ -22,6 +22,12 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the source is asked for its position.
 const SOURCE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often the source is asked again after a WAIT FOR MIRROR was announced: it may have been so before the statement took its time.
+const ANNOUNCED_SAMPLES: u32 = 4;
+
+/// Pause between these.
+const ANNOUNCED_PAUSE: Duration = Duration::from_millis(60);
+
 /// How often the catalog is told while a statement waits for it.
 const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -146,14 +152,19 @@ pub async fn report_forever(
 ) -> Result<std::convert::Infallible, Error> {
     let (catalog, mirror_id) = (&context.catalog, context.mirror.id);
     let mut sampled: Option<Instant> = None;
+    let mut announced = 0;
     loop {
-        let waiting = *wanted.borrow() > tracker.applied();
+        let waiting = announced > 0 || *wanted.borrow() > tracker.applied();
         let pause = if waiting { WAITED_FOR_INTERVAL } else { BUSY_INTERVAL };
-        let asked = tokio::select! {
-            () = context.waited_for.notified() => true,
-            () = tokio::time::sleep(pause) => false,
-        };
-        let due = sampled.is_none_or(|at| at.elapsed() >= SOURCE_INTERVAL);
+        tokio::select! {
+            () = context.waited_for.notified() => announced = ANNOUNCED_SAMPLES,
+            () = tokio::time::sleep(pause) => {}
+        }
+        // Each time a little later than the last.
+        let since = sampled.map_or(SOURCE_INTERVAL, |at| at.elapsed());
+        let asked = announced > 0 && (announced == ANNOUNCED_SAMPLES || since >= ANNOUNCED_PAUSE);
+        announced -= u32::from(asked);
+        let due = since >= SOURCE_INTERVAL;
         if due {
             expected.check(&source).await?;
         }

@@ -81,7 +81,7 @@ pub fn startup_length(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
 pub enum Step {
     /// The next `usize` bytes continue a frame that was let pass.
     Rest(usize),
-    /// A frame begins here. The caller calls [`Walker::pass`] or [`Walker::take`].
+    /// A frame begins here. The caller lets it pass by [`Walker::pass`], or takes it whole by itself.
     Frame(Header),
     /// More bytes are needed.
     More,

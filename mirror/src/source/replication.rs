@@ -33,7 +33,7 @@ const READ_BYTES: usize = 256 << 10;
 /// Socket buffer for the stream: a walsender sends each message by itself, and a large buffer lets many wait for one read.
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
-/// A read of at least this much means that we are behind.
+/// A read of at least this much means that we are behind; one that fills the room, that more is there already.
 const BEHIND_BYTES: usize = 32 << 10;
 
 /// How long to let data gather while behind: fewer, larger reads leave the walsender more of the processor. Not on a Unix socket, whose
@@ -535,7 +535,7 @@ impl ReplicationStream {
                 return Err(Error::connection(&self.peer, "closed by the server"));
             }
             self.heard = Instant::now();
-            self.behind = self.gathers && read >= BEHIND_BYTES;
+            self.behind = self.gathers && (BEHIND_BYTES..READ_BYTES).contains(&read);
         }
     }
 
