@@ -70,19 +70,19 @@ impl PeerTls {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?;
-        let builder = if verify == Verify::Nothing {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        let chain = if verify == Verify::Nothing {
+            None
         } else {
             let trusted = authorities(options)?;
             let mut roots = RootCertStore::empty();
             for certificate in &trusted {
                 roots.add(certificate.clone()).map_err(|e| unusable("sslrootcert", e))?;
             }
-            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
             let inner = inner.build().map_err(io::Error::other)?;
-            let any_name = verify == Verify::Authority;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Chain { inner, trusted, any_name }))
+            Some(Chain { inner, trusted, any_name: verify == Verify::Authority })
         };
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { provider, chain }));
         let config = match (options.get("sslcert"), options.get("sslkey")) {
             (Some(certificate), Some(key)) => {
                 let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
@@ -165,20 +165,27 @@ fn authorities(options: &PeerOptions) -> io::Result<Vec<CertificateDer<'static>>
     if certificates.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(certificates) }
 }
 
-/// Accepts every certificate, for the modes that only encrypt. The server must still prove that it has the key.
+/// Verifies what the mode asks for. Whatever that is, the server must prove that it has the certificate's key.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// `None` for the modes that only encrypt: every certificate will do.
+    chain: Option<Chain>,
+}
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.chain {
+            Some(chain) => chain.verify(certificate, intermediates, name, ocsp, now),
+            None => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -187,7 +194,7 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -196,11 +203,11 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -213,6 +220,30 @@ struct Chain {
 }
 
 impl Chain {
+    /// Verifies a certificate as TLS hands it over.
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The chain is verified before the name, so a wrong name means that the chain is right.
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if self.any_name || is_common_name(certificate, name) => Ok(ServerCertVerified::assertion()),
+            // OpenSSL takes a certificate that is trusted itself; webpki wants an authority above it.
+            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_)))
+                if self.trusted.iter().any(|trusted| trusted == certificate) =>
+            {
+                self.verify_trusted(certificate, name, now).map(|()| ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
     /// Verifies a certificate that is itself trusted: there is no chain, only dates and name.
     fn verify_trusted(
         &self,
@@ -258,51 +289,4 @@ fn is_common_name(certificate: &[u8], name: &ServerName<'_>) -> bool {
         Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain)),
         None => common.eq_ignore_ascii_case(&host),
     })
-}
-
-impl ServerCertVerifier for Chain {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match self.inner.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            // The chain is verified before the name, so a wrong name means that the chain is right.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name || is_common_name(certificate, name) => Ok(ServerCertVerified::assertion()),
-            // OpenSSL takes a certificate that is trusted itself; webpki wants an authority above it.
-            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_)))
-                if self.trusted.iter().any(|trusted| trusted == certificate) =>
-            {
-                self.verify_trusted(certificate, name, now).map(|()| ServerCertVerified::assertion())
-            }
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }

@@ -13,7 +13,14 @@ type Key = Vec<u8>;
 /// The sessions that can be cancelled, by their keys.
 #[derive(Default)]
 pub(crate) struct Cancels {
-    sessions: Mutex<HashMap<Key, watch::Sender<u64>>>,
+    sessions: Mutex<HashMap<Key, Entry>>,
+}
+
+/// What is known of a session.
+struct Entry {
+    requests: watch::Sender<u64>,
+    /// The gateway itself is at work for it, and its server is not.
+    at_work: bool,
 }
 
 /// Hears of cancel requests for one session. Dropped, the session is forgotten.
@@ -30,14 +37,19 @@ pub(crate) trait AsCancels {
 }
 
 impl Cancels {
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<Key, watch::Sender<u64>>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Entry>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the session with that key, if it is here.
-    pub(crate) fn cancel(&self, key: &[u8]) {
-        if let Some(session) = self.map().get(key) {
-            session.send_modify(|count| *count += 1);
+    /// Tells the session with that key, if the gateway is at work for it, and returns whether it was. The server must not be told too:
+    /// it is idle then, and would cancel whatever the session sends next.
+    pub(crate) fn cancel(&self, key: &[u8]) -> bool {
+        match self.map().get(key) {
+            Some(session) if session.at_work => {
+                session.requests.send_modify(|count| *count += 1);
+                true
+            }
+            _ => false,
         }
     }
 }
@@ -46,12 +58,15 @@ impl Cancelled {
     /// Registers a session by the body of its BackendKeyData.
     pub(crate) fn new<T: AsCancels + Send + Sync + 'static>(owner: Arc<T>, key: &[u8]) -> Cancelled {
         let (sender, count) = watch::channel(0);
-        owner.cancels().map().insert(key.to_vec(), sender);
+        owner.cancels().map().insert(key.to_vec(), Entry { requests: sender, at_work: false });
         Cancelled { key: key.to_vec(), owner, count }
     }
 
-    /// Forgets requests that came before.
-    pub(crate) fn reset(&mut self) {
+    /// Says that the gateway is at work for the session, or no more. Requests that came before are forgotten.
+    pub(crate) fn at_work(&mut self, at_work: bool) {
+        if let Some(session) = self.owner.cancels().map().get_mut(&self.key) {
+            session.at_work = at_work;
+        }
         self.count.mark_unchanged();
     }
 

@@ -209,7 +209,7 @@ impl<'a> Relay<'a> {
         if !question.peers.is_empty() {
             let mut cancelled = self.cancelled.borrow_mut().take();
             if let Some(cancelled) = &mut cancelled {
-                cancelled.reset();
+                cancelled.at_work(true);
             }
             let cancel = async {
                 match &mut cancelled {
@@ -229,6 +229,9 @@ impl<'a> Relay<'a> {
                 result = found => findings = result,
                 () = cancel => findings.extend(question.peers.iter().map(|_| Err(canceled()))),
                 () = gone => return None,
+            }
+            if let Some(cancelled) = &mut cancelled {
+                cancelled.at_work(false);
             }
             *self.cancelled.borrow_mut() = cancelled;
         }

@@ -253,7 +253,10 @@ async fn begin(socket: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Result<O
 
 /// Passes a cancel request on, and waits until the server has dealt with it, as clients do.
 async fn cancel(shared: &Arc<Shared>, client: Client, packet: &[u8], key: &[u8]) {
-    shared.cancels.cancel(key);
+    if shared.cancels.cancel(key) {
+        client.end(None).await;
+        return;
+    }
     let forward = async {
         let _permit = shared.cancel_permits.acquire().await.map_err(io::Error::other)?;
         let mut server = shared.backend.connect().await?;
