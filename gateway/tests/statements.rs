@@ -243,13 +243,16 @@ async fn statements_work_in_the_extended_protocol() {
     assert_eq!((said(&error).0.as_str(), said(&error).1), ("2BP01", Some(11)));
     client.execute("drop peer shop, dwh cascade", &[]).await.unwrap();
 
-    // Ours and theirs in one pipeline.
-    let text = "create peer p from postgres with (user = 'u', validate = false)";
+    // Ours and theirs in one pipeline: all are prepared, so that each sends at its first turn, in this order.
+    let create = client.prepare("create peer p from postgres with (user = 'u', validate = false)").await.unwrap();
+    let (one, count) =
+        (client.prepare("select 1").await.unwrap(), client.prepare("select count(*) from peers").await.unwrap());
     let (a, b, c, d) = tokio::join!(
-        client.query_one("select 1", &[]),
-        client.execute(text, &[]),
-        client.execute(text, &[]),
-        client.query_one("select count(*) from peers", &[]),
+        biased;
+        client.query_one(&one, &[]),
+        client.execute(&create, &[]),
+        client.execute(&create, &[]),
+        client.query_one(&count, &[]),
     );
     assert_eq!((a.unwrap().get::<_, i32>(0), b.unwrap(), d.unwrap().get::<_, i64>(0)), (1, 0, 1));
     assert_eq!(said(&c.unwrap_err()), ("42710".to_owned(), Some(13), "peer \"p\" already exists".to_owned()));
