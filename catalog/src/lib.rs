@@ -105,10 +105,7 @@ impl Catalog {
         &self.keyring
     }
 
-    /// Opens a session of its own, outside the pool: for LISTEN.
-    ///
-    /// # Errors
-    /// [`Error::Connect`].
+    /// Returns how the catalog is reached, for sessions outside the pool.
     pub fn connector(&self) -> &Connector {
         &self.connector
     }

@@ -55,18 +55,22 @@ pub fn complete_by_old_key(stage: &str, table: &TableMap, unchanged: &[bool]) ->
 
 /// Adds the rows of the groups other than [`DELETE`] whose group is at most `$1`.
 pub fn insert(stage: &str, table: &TableMap) -> String {
-    let values: Vec<String> = table.columns.iter().enumerate().map(|(n, c)| c.value(&format!("s.c{n}"))).collect();
-    format!(
-        "insert into {} ({}) overriding system value select {} from {stage} s where s.g <> {DELETE} and s.g <= $1",
-        table.target.quoted(),
-        names(&table.columns),
-        values.join(", "),
-    )
+    insert_where(stage, table, &format!("s.g <> {DELETE} and s.g <= $1"))
 }
 
 /// Adds the rows of the group `$1`.
 pub fn insert_group(stage: &str, table: &TableMap) -> String {
-    insert(stage, table).replace(&format!("s.g <> {DELETE} and s.g <= $1"), "s.g = $1")
+    insert_where(stage, table, "s.g = $1")
+}
+
+fn insert_where(stage: &str, table: &TableMap, condition: &str) -> String {
+    let values: Vec<String> = table.columns.iter().enumerate().map(|(n, c)| c.value(&format!("s.c{n}"))).collect();
+    format!(
+        "insert into {} ({}) overriding system value select {} from {stage} s where {condition}",
+        table.target.quoted(),
+        names(&table.columns),
+        values.join(", "),
+    )
 }
 
 /// Completes the staged rows of the group `$1` with the values that were not sent, from the table; `None` if all were sent.
