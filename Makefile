@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check bench golden run
+.PHONY: demo test check bench bench-gateway golden run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -22,10 +22,14 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 # Benchmarks, each a ratio to a named alternative in the same run. BENCH_SCALE (default 1) makes the load larger or smaller.
-bench:
-	scripts/setup.sh
+bench: bench-gateway
 	cargo bench -p pg --bench decode
 	cargo bench -p mirror --bench catch_up
+
+# The gateway only, against pgbouncer and no proxy at all; its header says which variables make it shorter.
+bench-gateway:
+	scripts/setup.sh bench
+	cargo bench -p gateway --bench relay
 
 # The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
 golden:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need beside Rust: a Postgres server (initdb, postgres, pgbench), psql, and a
-# C linker. Says what it installs, and does nothing when all is there. For Debian and Ubuntu; elsewhere it says what is missing.
+# C linker; with the argument "bench" also pgbouncer, which the gateway is compared with. Says what it installs, and does nothing
+# when all is there. For Debian and Ubuntu; elsewhere it says what is missing.
 #
 # The distribution's own cluster is not started, and no other server on this machine is touched.
 set -euo pipefail
@@ -26,6 +27,9 @@ fi
 command -v psql >/dev/null || missing+=(postgresql-client)
 # Crates are linked with cc, and some compile C or assembler.
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+if [[ "${1:-}" == bench ]] && ! PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then
+    missing+=(pgbouncer)
+fi
 
 if [[ ${#missing[@]} -gt 0 ]]; then
     if ! command -v apt-get >/dev/null; then
@@ -44,6 +48,13 @@ if [[ ${#missing[@]} -gt 0 ]]; then
         echo "setup: setting create_main_cluster = false in $conf, so that no server is started"
         "${as_root[@]}" mkdir -p "$(dirname "$conf")"
         echo "create_main_cluster = false" | "${as_root[@]}" tee -a "$conf" >/dev/null
+    fi
+    # pgbouncer's package starts its service, unless a policy forbids it.
+    policy=/usr/sbin/policy-rc.d
+    if [[ " ${missing[*]} " == *" pgbouncer "* && ! -e "$policy" ]]; then
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+        "${as_root[@]}" chmod 755 "$policy"
+        trap '"${as_root[@]}" rm -f "$policy"' EXIT
     fi
     "${as_root[@]}" apt-get update -q
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
