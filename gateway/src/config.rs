@@ -2,13 +2,30 @@
 //!
 //! It reads and checks; it opens no socket and makes no directory.
 
+mod duration;
+mod settings;
+
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 use std::{fs, io};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
+
+pub use self::duration::Span;
+pub use self::settings::Setting;
+
+const LISTEN: &str = "127.0.0.1:9900";
+const SESSIONS_MAX: usize = 10_000;
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const LOG: &str = "info";
+
+/// The longest that a timeout may be.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The command line of `peergate`.
 #[derive(Debug, Parser)]
@@ -55,11 +72,13 @@ pub struct DemoArguments {
 const ENVIRONMENT: &str = "\
 Each flag can be given as an environment variable (PEERGATE_LISTEN, PEERGATE_DATA_DIR, …) and, under the flag's name with
 underscores, in the configuration file. A flag wins over the environment, that over the file, that over the default.
+SIGHUP reads the file, certificates and keys anew; what is wrong with them is logged, and then all stays as it was.
+
+A TIME is a number and a unit as in Postgres (500ms, 10s, 1min, 2h); without a unit, seconds.
 
 Further variables:
   PEERGATE_PASSWORD  Password of the embedded catalog's role peergate [default: made, and kept in DIR/password]
   PEERGATE_KEY       Key that seals the peers' secrets [default: made, and kept in DIR/key]
-  PEERGATE_LOG       What to log, as a tracing filter [default: info]
   PEERGATE_PG_BIN    Folder of the Postgres server programs for the embedded catalog [default: searched for]";
 
 /// The configuration as typed in one place: the command line, the environment or the file.
@@ -80,19 +99,43 @@ pub struct RawConfig {
     /// What this process runs [default: all]
     #[arg(long)]
     pub role: Option<Role>,
-    /// File with the certificate shown to clients, PEM [default: no TLS]
+    /// Whether clients may or must use TLS [default: allow if there is a certificate, else disable]
+    #[arg(long, value_name = "MODE")]
+    pub tls: Option<TlsMode>,
+    /// File with the certificate shown to clients, PEM, with what is between it and its authority
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
-    /// File with that certificate's private key, PEM
+    /// File with that certificate's private key, PEM, without a passphrase
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
+    /// File with the authorities that sign clients' certificates, PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// What a client's certificate must be, beside the catalog's own authentication; needs --tls required
+    #[arg(long, value_name = "CHECK")]
+    pub tls_client_cert: Option<ClientCheck>,
+    /// Sessions at the same time [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub sessions_max: Option<usize>,
+    /// How long a login may take [default: 1min]
+    #[arg(long, value_name = "TIME")]
+    pub login_timeout: Option<Span>,
+    /// How long running statements may go on after a stop was asked for [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<Span>,
+    /// Threads that serve sessions [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Address and port of /metrics, /healthz and /readyz, in plain HTTP for everybody who reaches it [default: none]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<String>,
+    /// What to log, as a tracing filter such as info or warn,gateway=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
     /// Configuration file, TOML
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// What to log. Not a flag.
-    #[arg(skip)]
-    pub log: Option<String>,
     /// The embedded catalog's password. Neither a flag, which everybody could see in `ps`, nor in the file.
     #[arg(skip)]
     #[serde(skip)]
@@ -137,6 +180,49 @@ impl Role {
     }
 }
 
+/// Whether clients use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsMode {
+    /// Nobody can.
+    Disable,
+    /// Those that ask for it.
+    Allow,
+    /// Everybody must.
+    Required,
+}
+
+impl TlsMode {
+    /// Its name, as in `--tls`.
+    pub fn name(self) -> &'static str {
+        match self {
+            TlsMode::Disable => "disable",
+            TlsMode::Allow => "allow",
+            TlsMode::Required => "required",
+        }
+    }
+}
+
+/// What a client's certificate must be, as `clientcert` in pg_hba.conf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientCheck {
+    /// Signed by an authority of ours.
+    VerifyCa,
+    /// That, and its common name is the role that the client logs in as.
+    VerifyFull,
+}
+
+impl ClientCheck {
+    /// Its name, as in `--tls-client-cert`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ClientCheck::VerifyCa => "verify-ca",
+            ClientCheck::VerifyFull => "verify-full",
+        }
+    }
+}
+
 /// A text that is not to be seen in logs: its `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -172,6 +258,20 @@ pub struct Config {
     pub role: Role,
     /// What to show to clients that ask for TLS; `None`: TLS is refused, the default.
     pub tls: Option<TlsFiles>,
+    /// Sessions without TLS are refused. Default: they are not.
+    pub tls_required: bool,
+    /// The certificates that clients must show. Default: none.
+    pub tls_clients: Option<TlsClients>,
+    /// Sessions at the same time. Default 10,000.
+    pub sessions_max: usize,
+    /// How long a login may take. Default 1 min.
+    pub login_timeout: Duration,
+    /// How long running statements may go on after a stop was asked for. Default 10 s.
+    pub drain_timeout: Duration,
+    /// Threads that serve sessions. Default 0: one per core.
+    pub threads: usize,
+    /// Where metrics and health are shown. Default: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// The key that seals secrets, from `PEERGATE_KEY`; `None`: it is in a file in the data directory.
     pub key: Option<Secret>,
     /// What to log, as a tracing filter. Default `info`.
@@ -200,6 +300,15 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The private key, PEM.
     pub key: PathBuf,
+}
+
+/// The certificates that clients must show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsClients {
+    /// The authorities that sign them, PEM.
+    pub authorities: PathBuf,
+    /// What they must be.
+    pub check: ClientCheck,
 }
 
 /// Why a configuration cannot be used.
@@ -252,23 +361,23 @@ impl RawConfig {
     }
 
     fn from_env(variable: &impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let role = match variable("PEERGATE_ROLE") {
-            Some(value) => Some(Role::from_str(&value, false).map_err(|reason| ConfigError::Value {
-                name: "role",
-                value,
-                reason,
-            })?),
-            None => None,
-        };
         Ok(Self {
             listen: variable("PEERGATE_LISTEN"),
             data_dir: variable("PEERGATE_DATA_DIR").map(PathBuf::from),
             catalog: variable("PEERGATE_CATALOG"),
-            role,
+            role: choice("role", variable("PEERGATE_ROLE"))?,
+            tls: choice("tls", variable("PEERGATE_TLS"))?,
             tls_cert: variable("PEERGATE_TLS_CERT").map(PathBuf::from),
             tls_key: variable("PEERGATE_TLS_KEY").map(PathBuf::from),
-            config: variable("PEERGATE_CONFIG").map(PathBuf::from),
+            tls_client_ca: variable("PEERGATE_TLS_CLIENT_CA").map(PathBuf::from),
+            tls_client_cert: choice("tls_client_cert", variable("PEERGATE_TLS_CLIENT_CERT"))?,
+            sessions_max: parsed("sessions_max", variable("PEERGATE_SESSIONS_MAX"))?,
+            login_timeout: parsed("login_timeout", variable("PEERGATE_LOGIN_TIMEOUT"))?,
+            drain_timeout: parsed("drain_timeout", variable("PEERGATE_DRAIN_TIMEOUT"))?,
+            threads: parsed("threads", variable("PEERGATE_THREADS"))?,
+            metrics_listen: variable("PEERGATE_METRICS_LISTEN"),
             log: variable("PEERGATE_LOG"),
+            config: variable("PEERGATE_CONFIG").map(PathBuf::from),
             password: variable("PEERGATE_PASSWORD").map(Secret),
             key: variable("PEERGATE_KEY").map(Secret),
         })
@@ -290,10 +399,18 @@ impl RawConfig {
             data_dir: self.data_dir.or(weaker.data_dir),
             catalog: self.catalog.or(weaker.catalog),
             role: self.role.or(weaker.role),
+            tls: self.tls.or(weaker.tls),
             tls_cert: self.tls_cert.or(weaker.tls_cert),
             tls_key: self.tls_key.or(weaker.tls_key),
-            config: self.config.or(weaker.config),
+            tls_client_ca: self.tls_client_ca.or(weaker.tls_client_ca),
+            tls_client_cert: self.tls_client_cert.or(weaker.tls_client_cert),
+            sessions_max: self.sessions_max.or(weaker.sessions_max),
+            login_timeout: self.login_timeout.or(weaker.login_timeout),
+            drain_timeout: self.drain_timeout.or(weaker.drain_timeout),
+            threads: self.threads.or(weaker.threads),
+            metrics_listen: self.metrics_listen.or(weaker.metrics_listen),
             log: self.log.or(weaker.log),
+            config: self.config.or(weaker.config),
             password: self.password.or(weaker.password),
             key: self.key.or(weaker.key),
         }
@@ -305,6 +422,19 @@ impl RawConfig {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
             (None, None) => None,
             _ => return Err(ConfigError::Conflict("tls_cert and tls_key must be given together")),
+        };
+        let mode = self.tls.unwrap_or(if tls.is_some() { TlsMode::Allow } else { TlsMode::Disable });
+        if mode != TlsMode::Disable && tls.is_none() {
+            return Err(ConfigError::Conflict("tls needs tls_cert and tls_key"));
+        }
+        let tls_clients = match (self.tls_client_ca, self.tls_client_cert) {
+            // Without TLS a client would have no certificate to show and would be let in.
+            (Some(_), Some(_)) if mode != TlsMode::Required => {
+                return Err(ConfigError::Conflict("tls_client_cert needs tls = \"required\""));
+            }
+            (Some(authorities), Some(check)) => Some(TlsClients { authorities, check }),
+            (None, None) => None,
+            _ => return Err(ConfigError::Conflict("tls_client_ca and tls_client_cert must be given together")),
         };
         let catalog = match self.catalog {
             Some(url) => CatalogSource::External { url: Secret(url) },
@@ -323,19 +453,59 @@ impl RawConfig {
             reason: error.to_string(),
         })?;
         Ok(Config {
-            listen: parse_listen(self.listen.as_deref().unwrap_or("127.0.0.1:9900"))?,
+            listen: parse_address("listen", self.listen.as_deref().unwrap_or(LISTEN))?,
             data_dir,
             catalog,
             role,
-            tls,
+            tls: tls.filter(|_| mode != TlsMode::Disable),
+            tls_required: mode == TlsMode::Required,
+            tls_clients,
+            sessions_max: at_least_one("sessions_max", self.sessions_max, SESSIONS_MAX)?,
+            login_timeout: match timeout("login_timeout", self.login_timeout, LOGIN_TIMEOUT)? {
+                Duration::ZERO => return Err(ConfigError::Conflict("login_timeout must be more than nothing")),
+                timeout => timeout,
+            },
+            drain_timeout: timeout("drain_timeout", self.drain_timeout, DRAIN_TIMEOUT)?,
+            threads: match self.threads {
+                None => 0,
+                threads => at_least_one("threads", threads, 1)?,
+            },
+            metrics_listen: self.metrics_listen.map(|value| parse_address("metrics_listen", &value)).transpose()?,
             key: self.key,
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })
     }
 }
 
-fn parse_listen(value: &str) -> Result<SocketAddr, ConfigError> {
-    let invalid = |reason: String| ConfigError::Value { name: "listen", value: value.to_owned(), reason };
+fn choice<T: ValueEnum>(name: &'static str, value: Option<String>) -> Result<Option<T>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    T::from_str(&value, false).map(Some).map_err(|reason| ConfigError::Value { name, value, reason })
+}
+
+fn parsed<T: FromStr<Err: fmt::Display>>(name: &'static str, value: Option<String>) -> Result<Option<T>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    value.parse().map(Some).map_err(|error: T::Err| ConfigError::Value { name, reason: error.to_string(), value })
+}
+
+fn at_least_one(name: &'static str, value: Option<usize>, default: usize) -> Result<usize, ConfigError> {
+    let reason = || "it must be at least 1".to_owned();
+    match value.unwrap_or(default) {
+        0 => Err(ConfigError::Value { name, value: "0".to_owned(), reason: reason() }),
+        value => Ok(value),
+    }
+}
+
+fn timeout(name: &'static str, value: Option<Span>, default: Duration) -> Result<Duration, ConfigError> {
+    let value = value.map_or(default, |span| span.0);
+    if value > TIMEOUT_MAX {
+        let reason = "it can be a day at the most".to_owned();
+        return Err(ConfigError::Value { name, value: Span(value).to_string(), reason });
+    }
+    Ok(value)
+}
+
+fn parse_address(name: &'static str, value: &str) -> Result<SocketAddr, ConfigError> {
+    let invalid = |reason: String| ConfigError::Value { name, value: value.to_owned(), reason };
     value
         .to_socket_addrs()
         .map_err(|error| invalid(format!("{error}; it takes an address and a port, such as 127.0.0.1:9900")))?
@@ -446,6 +616,52 @@ mod tests {
         assert!(message(&["--role", "engine"], &[]).contains("needs catalog"));
         assert!(message(&[], &[("PEERGATE_PASSWORD", "two\nlines")]).contains("one line"));
         assert!(message(&["--config", "/nonexistent"], &[]).contains("cannot read"));
+    }
+
+    #[test]
+    fn what_goes_together_is_checked() {
+        let both = ["--tls-cert", "c", "--tls-key", "k"];
+        let with = |more: &[&str]| resolve(&[&both[..], more].concat(), &[]).map_err(|error| error.to_string());
+        let files = TlsFiles { certificate: "c".into(), key: "k".into() };
+        let config = with(&[]).unwrap();
+        assert_eq!((config.tls, config.tls_required), (Some(files.clone()), false));
+        assert_eq!(with(&["--tls", "disable"]).unwrap().tls, None);
+        let config = with(&["--tls", "required"]).unwrap();
+        assert_eq!((config.tls, config.tls_required), (Some(files), true));
+        assert!(resolve(&["--tls", "allow"], &[]).unwrap_err().to_string().contains("needs tls_cert"));
+
+        let clients = ["--tls-client-ca", "a", "--tls-client-cert", "verify-full"];
+        assert!(with(&clients).unwrap_err().contains("required"));
+        assert!(with(&clients[..2]).unwrap_err().contains("together"));
+        let config = with(&[&clients[..], &["--tls", "required"]].concat()).unwrap();
+        let expected = TlsClients { authorities: "a".into(), check: ClientCheck::VerifyFull };
+        assert_eq!(config.tls_clients, Some(expected));
+    }
+
+    #[test]
+    fn limits_come_from_every_place() {
+        let file = TemporaryFile::new("sessions_max = 5\nlogin_timeout = '2min'\ndrain_timeout = 3\nthreads = 1");
+        let config = resolve(&["--config", file.path()], &[("PEERGATE_SESSIONS_MAX", "6")]).unwrap();
+        assert_eq!((config.sessions_max, config.threads), (6, 1));
+        assert_eq!((config.login_timeout, config.drain_timeout), (Duration::from_secs(120), Duration::from_secs(3)));
+        let config = resolve(&["--drain-timeout", "0", "--metrics-listen", "127.0.0.1:1"], &[]).unwrap();
+        assert_eq!(config.drain_timeout, Duration::ZERO);
+        assert_eq!(config.metrics_listen, Some("127.0.0.1:1".parse().unwrap()));
+        for (name, value) in [
+            ("SESSIONS_MAX", "0"),
+            ("SESSIONS_MAX", "many"),
+            ("LOGIN_TIMEOUT", "0"),
+            ("LOGIN_TIMEOUT", "1 fortnight"),
+            ("DRAIN_TIMEOUT", "25h"),
+            ("THREADS", "0"),
+            ("METRICS_LISTEN", "9901"),
+        ] {
+            let error = resolve(&[], &[(&format!("PEERGATE_{name}"), value)]).unwrap_err().to_string();
+            assert!(error.contains(&name.to_lowercase()), "{name}: {error}");
+        }
+        let file = TemporaryFile::new("listen = '127.0.0.1:1'\nlogin_timeout = 'soon'");
+        let error = resolve(&["--config", file.path()], &[]).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("soon"), "{error}");
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub enum Fatal {
     UnsupportedProtocol(u16, u16),
     /// Only TLS sessions are let in.
     TlsRequired,
+    /// Only clients with a certificate are let in.
+    CertificateRequired,
+    /// The client's certificate is not for the role that it wants.
+    CertificateOfAnother,
     /// There are as many sessions as there may be.
     TooManySessions,
     /// The login took too long.
@@ -65,7 +69,9 @@ impl Fatal {
         match self {
             Fatal::PlaintextAfterTls | Fatal::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
             Fatal::UnsupportedProtocol(..) => SqlState::FEATURE_NOT_SUPPORTED,
-            Fatal::TlsRequired => SqlState::INVALID_AUTHORIZATION,
+            Fatal::TlsRequired | Fatal::CertificateRequired | Fatal::CertificateOfAnother => {
+                SqlState::INVALID_AUTHORIZATION
+            }
             Fatal::TooManySessions => SqlState::TOO_MANY_CONNECTIONS,
             Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
             Fatal::BackendUnreachable | Fatal::BackendGone => SqlState::CONNECTION_FAILURE,
@@ -81,6 +87,10 @@ impl Fatal {
             Fatal::Protocol(what) => what.to_owned(),
             Fatal::UnsupportedProtocol(major, minor) => format!("unsupported frontend protocol {major}.{minor}"),
             Fatal::TlsRequired => "this server takes only TLS connections".to_owned(),
+            Fatal::CertificateRequired => "connection requires a valid client certificate".to_owned(),
+            Fatal::CertificateOfAnother => {
+                "certificate authentication failed: the certificate's common name is not the role's name".to_owned()
+            }
             Fatal::TooManySessions => "sorry, too many clients already".to_owned(),
             Fatal::LoginTimeout => "canceling authentication due to timeout".to_owned(),
             Fatal::BackendUnreachable => "the catalog cannot be reached".to_owned(),

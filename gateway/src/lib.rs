@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`server`] and `session` (sockets and logins), `relay` (the two pumps), `intercept` (what becomes of a message),
 //! [`split`], [`parser`] and [`rewrite`] (the way in), [`tracker`] and [`patch`] (the way back), [`bind`] and `validate` (CREATE
-//! PEER's values). Beside them the binary's [`config`] and [`embedded`] catalog.
+//! PEER's values). Beside them the binary's [`config`], its [`reload`], and the [`embedded`] catalog.
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
 
@@ -21,6 +21,7 @@ pub mod intercept;
 pub mod parser;
 pub mod patch;
 mod relay;
+pub mod reload;
 pub mod rewrite;
 pub mod server;
 mod session;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use gateway::config::{Arguments, Command, RawConfig};
+use gateway::reload::{Reloader, log_filter};
 use gateway::{config::Config, demo, healthcheck};
 use tracing_subscriber::EnvFilter;
 
@@ -24,29 +25,37 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(raw) => {
-            let config = configure(raw)?;
-            runtime()?.block_on(serve::serve(config))
+            let (config, set_log) = configure(raw.clone())?;
+            let reloader = Reloader::new(raw, config.clone(), variable, set_log);
+            runtime()?.block_on(serve::serve(config, reloader))
         }
         Command::RotateKey(raw) => {
-            let config = configure(raw)?;
+            let (config, _) = configure(raw)?;
             runtime()?.block_on(serve::rotate_key(config))
         }
         Command::Demo(arguments) => Ok(runtime()?.block_on(demo::run(arguments))?),
         Command::Healthcheck(raw) => {
-            let config = raw.resolve(|name| std::env::var(name).ok())?;
+            let config = raw.resolve(variable)?;
             // A process that only runs the engine listens on nothing; that it runs at all is for its starter to see.
             if config.role.runs_gateway() { Ok(healthcheck::check(config.listen)?) } else { Ok(()) }
         }
     }
 }
 
-/// Reads the configuration and starts logging, to stderr: stdout is for the ready line.
-fn configure(raw: RawConfig) -> anyhow::Result<Config> {
-    let config = raw.resolve(|name| std::env::var(name).ok())?;
-    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("invalid log filter {:?}", config.log))?;
+/// Reads the configuration and starts logging, to stderr: stdout is for the ready line. Also returns what changes the log's filter.
+fn configure(raw: RawConfig) -> anyhow::Result<(Config, impl Fn(EnvFilter) -> Result<(), String>)> {
+    let config = raw.resolve(variable)?;
+    let filter = log_filter(&config.log)?;
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
-    Ok(config)
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    let log = log.with_filter_reloading();
+    let handle = log.reload_handle();
+    log.init();
+    Ok((config, move |filter| handle.reload(filter).map_err(|error| error.to_string())))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

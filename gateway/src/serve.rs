@@ -10,33 +10,41 @@ use std::time::Duration;
 
 use anyhow::Context;
 use catalog::Catalog;
-use catalog::connect::Connector;
+use catalog::connect::{Connector, chain};
 use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
 use gateway::config::{CatalogSource, Config, Secret};
 use gateway::embedded::{DataDir, EmbeddedCatalog, INTERNAL_ROLE, PasswordPlace, ROLE, internal_password};
+use gateway::reload::Reloader;
 use gateway::server::{Server, ServerOptions};
 use mirror::engine::{self, EngineOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How long the engine may take to stop: it finishes or gives up the batch at hand, and resumes from the last durable one.
 const ENGINE_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Open files that are needed for other things than sessions.
+const FILES_BESIDE_SESSIONS: u64 = 100;
+
 /// Runs what the configuration says until SIGTERM or SIGINT, then stops it in order.
 ///
 /// # Errors
 /// Whatever keeps it from starting, or makes gateway or engine end by themselves. What was started is stopped then too.
-pub(crate) async fn serve(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn serve(config: Config, reloader: Reloader) -> anyhow::Result<()> {
     let mut stop = StopSignal::new()?;
+    // From now on it does not end the process.
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    let reloader = Arc::new(reloader);
     let directory = DataDir::lock(&config.data_dir)?;
     let embedded = tokio::select! {
         embedded = start_embedded(&config, &directory) => embedded?,
         // A server that was just being started gets its end from the kernel.
         () = stop.received() => return Ok(()),
     };
-    let result = serve_on(&config, &directory, embedded.as_ref(), &mut stop).await;
+    let result = serve_on(&config, &directory, embedded.as_ref(), &mut stop, &reloader, hangup).await;
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
@@ -49,6 +57,8 @@ async fn serve_on(
     directory: &DataDir,
     embedded: Option<&EmbeddedCatalog>,
     stop: &mut StopSignal,
+    reloader: &Arc<Reloader>,
+    hangup: Signal,
 ) -> anyhow::Result<()> {
     let access = CatalogAccess::new(config, embedded)?;
     let keyring = keyring(config)?;
@@ -58,14 +68,14 @@ async fn serve_on(
     }
     let mut gateway = None;
     if config.role.runs_gateway() {
-        let mut options = ServerOptions::new(config.listen);
-        options.tls = config.tls.clone();
+        raise_file_limit(config.sessions_max);
         // A pool of its own: its sessions live on the gateway's threads and end with them, before the engine does.
-        let server = Server::bind(options, access.open(keyring.clone())?).await?;
+        let server = Server::bind(ServerOptions::from_config(config), access.open(keyring.clone())?).await?;
         let address = server.local_addr()?;
         if !address.ip().is_loopback() && config.tls.is_none() {
             tracing::info!(%address, "listening beyond this machine without TLS");
         }
+        reloader.steer(server.control());
         gateway = Some((address, Part::start(|shutdown| server.serve(shutdown))));
     }
     let mut engine = None;
@@ -74,6 +84,7 @@ async fn serve_on(
         let catalog = access.open(keyring)?;
         engine = Some(Part::start(|shutdown| engine::run(catalog, options, shutdown)));
     }
+    let _reloading = AbortOnDrop(tokio::spawn(reload_on(hangup, reloader.clone())));
     announce(gateway.as_ref().map(|(address, _)| *address), embedded);
     let mut gateway = gateway.map(|(_, part)| part);
 
@@ -246,10 +257,41 @@ fn announce(address: Option<std::net::SocketAddr>, embedded: Option<&EmbeddedCat
     let _ = out.flush();
 }
 
+/// Reloads at each SIGHUP.
+async fn reload_on(mut hangup: Signal, reloader: Arc<Reloader>) {
+    while hangup.recv().await.is_some() {
+        let reloader = reloader.clone();
+        match tokio::task::spawn_blocking(move || reloader.reload()).await {
+            Ok(Ok(reloaded)) => reloaded.log(),
+            Ok(Err(error)) => tracing::error!(error = chain(&error), "cannot reload: all stays as it was"),
+            Err(error) => tracing::error!(error = %error, "cannot reload: all stays as it was"),
+        }
+    }
+}
+
+/// Raises the limit of open files as far as the system lets it, and says if that is not enough: a session needs two.
+fn raise_file_limit(sessions_max: usize) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let limit = if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let enough_for = limit.saturating_sub(FILES_BESIDE_SESSIONS) / 2;
+    if enough_for < sessions_max as u64 {
+        tracing::info!(sessions_max, enough_for, "the system's limit of open files is below that of sessions");
+    }
+}
+
+/// A task that ends with what started it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// SIGTERM or SIGINT, whichever comes first.
 struct StopSignal {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
 }
 
 impl StopSignal {

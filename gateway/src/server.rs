@@ -4,8 +4,8 @@
 //! `session`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use catalog::Catalog;
@@ -15,10 +15,10 @@ use tokio::task::LocalSet;
 
 use crate::backend::Backend;
 use crate::cancel::Cancels;
-use crate::config::TlsFiles;
+use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
 use crate::session::{self, Shared};
-use crate::tls::{TlsAcceptor, acceptor};
+use crate::tls::Tls;
 
 /// Cancel requests that are passed on at the same time.
 const CANCELS_MAX: usize = 64;
@@ -32,6 +32,8 @@ pub struct ServerOptions {
     pub tls: Option<TlsFiles>,
     /// Refuse sessions that are not encrypted.
     pub tls_required: bool,
+    /// The certificates that clients must show.
+    pub tls_clients: Option<TlsClients>,
     /// The catalog's server has the very certificate of `tls`. Only then can a client bind SCRAM to its TLS session when the
     /// catalog is reached over TLS too.
     pub shared_certificate: bool,
@@ -52,12 +54,96 @@ impl ServerOptions {
             listen,
             tls: None,
             tls_required: false,
+            tls_clients: None,
             shared_certificate: false,
             sessions_max: 10_000,
             login_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
             threads: 0,
         }
+    }
+
+    /// Takes the options from a configuration.
+    pub fn from_config(config: &Config) -> ServerOptions {
+        ServerOptions {
+            tls: config.tls.clone(),
+            tls_required: config.tls_required,
+            tls_clients: config.tls_clients.clone(),
+            sessions_max: config.sessions_max,
+            login_timeout: config.login_timeout,
+            drain_timeout: config.drain_timeout,
+            threads: config.threads,
+            ..ServerOptions::new(config.listen)
+        }
+    }
+}
+
+/// What can be changed while sessions are served. A session keeps what it began with.
+pub(crate) struct Live {
+    pub(crate) tls: Option<Tls>,
+    pub(crate) tls_required: bool,
+    pub(crate) sessions_max: usize,
+    pub(crate) login_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Live {
+    fn load(options: &ServerOptions) -> Result<Live, Error> {
+        if options.tls_required && options.tls.is_none() {
+            return Err(Error::Options("TLS is required but there is no certificate".to_owned()));
+        }
+        let tls = options.tls.as_ref().map(|files| Tls::load(files, options.tls_clients.as_ref())).transpose()?;
+        Ok(Live {
+            tls,
+            tls_required: options.tls_required,
+            sessions_max: options.sessions_max,
+            login_timeout: options.login_timeout,
+            drain_timeout: options.drain_timeout,
+        })
+    }
+}
+
+/// A [`Live`] that is swapped as a whole.
+pub(crate) struct LiveCell(RwLock<Arc<Live>>);
+
+impl LiveCell {
+    /// Returns what holds now.
+    pub(crate) fn get(&self) -> Arc<Live> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, live: Live) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
+}
+
+/// Options that were found good, certificates and keys included, and can be put in force.
+pub struct Prepared(Live);
+
+/// Steers a server from outside. Cloned, it steers the same one.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+impl Control {
+    /// Reads what the options name, and changes nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] or [`Error::Options`], as [`Server::bind`].
+    pub fn prepare(&self, options: &ServerOptions) -> Result<Prepared, Error> {
+        check_tls(&self.shared.backend, options)?;
+        Live::load(options).map(Prepared)
+    }
+
+    /// Returns when the certificate that is shown to clients ends, in seconds since 1970; `None`: there is none.
+    pub fn certificate_expires(&self) -> Option<u64> {
+        self.shared.live.get().tls.as_ref().map(|tls| tls.expires)
+    }
+
+    /// Puts options in force, for sessions that begin from now on.
+    pub fn apply(&self, prepared: Prepared) {
+        self.shared.live.set(prepared.0);
     }
 }
 
@@ -75,9 +161,8 @@ pub(crate) enum Phase {
 /// A gateway that has its socket and serves once [`Server::serve`] is called.
 pub struct Server {
     listener: TcpListener,
-    options: ServerOptions,
+    threads: usize,
     shared: Arc<Shared>,
-    acceptor: Option<TlsAcceptor>,
     phase: watch::Sender<Phase>,
 }
 
@@ -89,17 +174,8 @@ impl Server {
     /// on a channel binding that only a shared certificate can give.
     pub async fn bind(options: ServerOptions, catalog: Catalog) -> Result<Server, Error> {
         let backend = Backend::new(catalog.connector());
-        if options.tls.is_some() && backend.uses_tls() && !options.shared_certificate {
-            return Err(Error::Options(
-                "the catalog is reached over TLS with another certificate, so clients could not log in over TLS: reach the catalog \
-                 through a Unix socket or with sslmode=disable on a private network, or give both the same certificate"
-                    .to_owned(),
-            ));
-        }
-        if options.tls_required && options.tls.is_none() {
-            return Err(Error::Options("TLS is required but there is no certificate".to_owned()));
-        }
-        let acceptor = options.tls.as_ref().map(acceptor).transpose()?;
+        check_tls(&backend, &options)?;
+        let live = Live::load(&options)?;
         let listen = |source| Error::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
         let (phase, watched) = watch::channel(Phase::Open);
@@ -108,15 +184,18 @@ impl Server {
             catalog,
             cancels: Cancels::default(),
             phase: watched,
-            login_timeout: options.login_timeout,
-            tls_required: options.tls_required,
+            live: LiveCell(RwLock::new(Arc::new(live))),
             shared_certificate: options.shared_certificate,
             sessions: AtomicUsize::new(0),
             session_ended: Notify::new(),
             cancel_permits: Semaphore::new(CANCELS_MAX),
-            sessions_max: options.sessions_max,
         });
-        Ok(Server { listener, options, shared, acceptor, phase })
+        Ok(Server { listener, threads: options.threads, shared, phase })
+    }
+
+    /// Returns what steers the server while it serves.
+    pub fn control(&self) -> Control {
+        Control { shared: self.shared.clone() }
     }
 
     /// Returns the address that is listened on.
@@ -133,12 +212,12 @@ impl Server {
     /// # Errors
     /// [`Error::System`] if threads cannot be started. A failed accept is not an error: it is logged and tried again.
     pub async fn serve(self, mut shutdown: watch::Receiver<bool>) -> Result<(), Error> {
-        let Server { listener, options, shared, acceptor, phase } = self;
+        let Server { listener, threads: count, shared, phase } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = if options.threads == 0 { cores } else { options.threads };
+        let count = if count == 0 { cores } else { count };
         let mut threads = Vec::new();
         for n in 0..count {
-            threads.push(Thread::start(n, shared.clone(), acceptor.clone())?);
+            threads.push(Thread::start(n, shared.clone())?);
         }
         let stopping = async {
             // A sender that is gone means that nobody will ever say so: stop.
@@ -162,7 +241,7 @@ impl Server {
                 }
             }
         };
-        if tokio::time::timeout(options.drain_timeout, drained).await.is_err() {
+        if tokio::time::timeout(shared.live.get().drain_timeout, drained).await.is_err() {
             tracing::warn!(sessions = shared.sessions.load(Ordering::Relaxed), "ending sessions that are still busy");
         }
         phase.send_replace(Phase::Closing);
@@ -173,6 +252,17 @@ impl Server {
         let _ = tokio::time::timeout(Duration::from_secs(5), joined).await;
         Ok(())
     }
+}
+
+fn check_tls(backend: &Backend, options: &ServerOptions) -> Result<(), Error> {
+    if options.tls.is_some() && backend.uses_tls() && !options.shared_certificate {
+        return Err(Error::Options(
+            "the catalog is reached over TLS with another certificate, so clients could not log in over TLS: reach the catalog \
+             through a Unix socket or with sslmode=disable on a private network, or give both the same certificate"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -204,7 +294,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn start(n: usize, shared: Arc<Shared>, acceptor: Option<TlsAcceptor>) -> Result<Thread, Error> {
+    fn start(n: usize, shared: Arc<Shared>) -> Result<Thread, Error> {
         let failed = |e| Error::System("cannot start a thread for sessions", e);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (sockets, mut received) = mpsc::unbounded_channel::<std::net::TcpStream>();
@@ -221,7 +311,7 @@ impl Thread {
                     match TcpStream::from_std(socket) {
                         Ok(socket) => {
                             // A task of its own, so that a panic ends one session and not the thread.
-                            tokio::task::spawn_local(session::run(shared.clone(), socket, acceptor.clone()));
+                            tokio::task::spawn_local(session::run(shared.clone(), socket));
                         }
                         Err(error) => tracing::warn!(error = %error, "cannot take over a connection"),
                     }

@@ -22,9 +22,9 @@ use crate::cancel::{AsCancels, Cancels};
 use crate::error::Fatal;
 use crate::intercept::Interceptor;
 use crate::relay::{End, Relay};
-use crate::server::Phase;
+use crate::server::{LiveCell, Phase};
 use crate::startup::{First, Startup};
-use crate::tls::{TlsAcceptor, negotiate};
+use crate::tls::{self, Tls, negotiate};
 
 /// How long a goodbye may take.
 const PARTING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,11 +39,9 @@ pub(crate) struct Shared {
     pub(crate) cancels: Cancels,
     pub(crate) cancel_permits: Semaphore,
     pub(crate) phase: watch::Receiver<Phase>,
-    pub(crate) login_timeout: Duration,
-    pub(crate) tls_required: bool,
+    pub(crate) live: LiveCell,
     pub(crate) shared_certificate: bool,
     pub(crate) sessions: AtomicUsize,
-    pub(crate) sessions_max: usize,
     pub(crate) session_ended: Notify,
 }
 
@@ -166,14 +164,15 @@ impl Client {
 }
 
 /// Serves one client to its end.
-pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option<TlsAcceptor>) {
+pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     let place = shared.enter();
+    let live = shared.live.get();
     // Room is left for cancel requests and for saying that there is none, but a flood is not answered.
-    if tune(&socket).is_err() || place.before >= shared.sessions_max.saturating_mul(2) {
+    if tune(&socket).is_err() || place.before >= live.sessions_max.saturating_mul(2) {
         return;
     }
     let Ok(address) = socket.peer_addr() else { return };
-    let deadline = tokio::time::Instant::now() + shared.login_timeout;
+    let deadline = tokio::time::Instant::now() + live.login_timeout;
     let mut phase = shared.phase.clone();
     let hurry = async {
         // A connection that says nothing, such as a health check's, must not hold up a shutdown.
@@ -182,7 +181,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
     };
     // Until there is a packet, there is nobody to say to that it took too long.
     let (client, first) = tokio::select! {
-        begun = tokio::time::timeout_at(deadline, begin(socket, acceptor)) => match begun {
+        begun = tokio::time::timeout_at(deadline, begin(socket, live.tls.as_ref())) => match begun {
             Ok(Ok(Some(begun))) => begun,
             _ => return,
         },
@@ -199,12 +198,12 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
     };
     let refusal = if *shared.phase.borrow() != Phase::Open {
         Some(Fatal::ShuttingDown)
-    } else if shared.tls_required && !client.is_tls() {
+    } else if live.tls_required && !client.is_tls() {
         Some(Fatal::TlsRequired)
-    } else if place.before >= shared.sessions_max {
+    } else if place.before >= live.sessions_max {
         Some(Fatal::TooManySessions)
     } else {
-        None
+        tls::refusal(&client.io, live.tls.as_ref().and_then(|tls| tls.check), &startup.user)
     };
     if refusal.is_some() {
         return client.end(refusal).await;
@@ -237,8 +236,8 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream, acceptor: Option
 type Begun = (Client, Result<(Vec<u8>, First), Fatal>);
 
 /// Negotiates TLS and reads the first packet.
-async fn begin(socket: TcpStream, acceptor: Option<TlsAcceptor>) -> io::Result<Option<Begun>> {
-    let Some(negotiated) = negotiate(socket, acceptor).await? else { return Ok(None) };
+async fn begin(socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>> {
+    let Some(negotiated) = negotiate(socket, tls.map(|tls| tls.acceptor.clone())).await? else { return Ok(None) };
     let mut client = Client { io: negotiated.io, read: negotiated.read };
     if let Some(fatal) = negotiated.fatal {
         return Ok(Some((client, Err(fatal))));

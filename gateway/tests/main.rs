@@ -5,7 +5,9 @@
 mod crash;
 mod embedded;
 mod relay;
+mod reload;
 mod serve;
 mod stage;
 mod statements;
 mod support;
+mod tls;

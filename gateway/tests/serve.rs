@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,10 @@ pub(crate) struct Server {
     pub(crate) child: Child,
     /// What it printed until it was ready, and the next two lines.
     pub(crate) printed: Vec<String>,
-    /// Collects its log, so that a full pipe never holds it up.
-    log: Option<JoinHandle<String>>,
+    /// Its log so far.
+    log: Arc<Mutex<String>>,
+    /// Collects the log, so that a full pipe never holds it up.
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -67,13 +70,24 @@ impl Server {
             child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
             panic!("not ready: {printed:?}\n{log}");
         }
-        let mut stderr = child.stderr.take().unwrap();
-        let log = std::thread::spawn(move || {
-            let mut log = Vec::new();
-            let _ = stderr.read_to_end(&mut log);
-            String::from_utf8_lossy(&log).into_owned()
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let collected = log.clone();
+        let reading = std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                collected.lock().unwrap().push_str(&(String::from_utf8_lossy(&line) + "\n"));
+            }
         });
-        Self { child, printed, log: Some(log) }
+        Self { child, printed, log, reading: Some(reading) }
+    }
+
+    /// Returns what it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -96,8 +110,9 @@ impl Server {
     /// Ends it as an operator does, and gives its log.
     pub(crate) fn stop(mut self) -> String {
         let started = Instant::now();
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
-        let log = self.log.take().unwrap().join().unwrap();
+        self.signal(Signal::SIGTERM);
+        self.reading.take().unwrap().join().unwrap();
+        let log = self.log();
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}\n{log}");
         assert!(started.elapsed() < Duration::from_secs(15), "took {:?}\n{log}", started.elapsed());

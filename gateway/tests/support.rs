@@ -10,7 +10,7 @@ use catalog::cluster::{Binaries, TestCluster};
 use catalog::connect::Connector;
 use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
-use gateway::server::{Server, ServerOptions};
+use gateway::server::{Control, Server, ServerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -35,6 +35,7 @@ pub(crate) struct Gateway {
     pub(crate) database: String,
     pub(crate) cluster: Arc<TestCluster>,
     pub(crate) stop: watch::Sender<bool>,
+    pub(crate) control: Control,
     pub(crate) serving: Option<JoinHandle<Result<(), gateway::error::Error>>>,
 }
 
@@ -43,13 +44,19 @@ pub(crate) async fn start() -> Gateway {
     start_with(|_| {}).await
 }
 
-/// As [`start`], with other options.
-pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gateway {
+/// Makes a database in the cluster that tests share.
+pub(crate) async fn new_database() -> (Arc<TestCluster>, String) {
     let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
     let database = format!("catalog_{:016x}", rand::random::<u64>());
     let (admin, connection) = cluster.config("postgres").connect(NoTls).await.unwrap();
     tokio::spawn(connection);
     admin.batch_execute(&format!("create database {database}")).await.unwrap();
+    (cluster, database)
+}
+
+/// As [`start`], with other options.
+pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gateway {
+    let (cluster, database) = new_database().await;
     let options = PeerOptions::plain([
         ("host", "127.0.0.1".to_owned()),
         ("port", cluster.port().to_string()),
@@ -66,8 +73,9 @@ pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gatew
     let server = Server::bind(options, catalog).await.unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
+    let control = server.control();
     let serving = Some(tokio::spawn(server.serve(stopped)));
-    Gateway { address, database, cluster, stop, serving }
+    Gateway { address, database, cluster, stop, control, serving }
 }
 
 impl Gateway {
