@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check bench bench-gateway golden run
+.PHONY: demo test check clients bench bench-gateway golden run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -10,7 +10,7 @@ demo:
 
 # Everything: unit, golden and integration tests, on real servers that they start themselves on free ports.
 test:
-	scripts/setup.sh
+	scripts/setup.sh tests
 	cargo build -p gateway --bin peergate
 	cargo test --workspace
 
@@ -34,7 +34,12 @@ bench-gateway:
 # The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
 golden:
 	scripts/setup.sh
-	cargo test -p sql-tests --test golden
+	cargo test -p sql-tests --test main golden
+
+# The clients of docs/clients.md. CLIENT=name runs those whose name contains that.
+clients:
+	scripts/setup.sh tests
+	cargo test -p sql-tests --test main clients -- --nocapture
 
 # A server for trying things out, with its data in target/run.
 run:

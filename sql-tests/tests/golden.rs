@@ -13,31 +13,26 @@
 //! `CASE=name` runs the cases whose name contains that, `UPDATE=1` writes what they print as what is expected,
 //! `PEERGATE_BIN` names the binary to test, else it is built.
 
-#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
-
 use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use catalog::cluster::{Binaries, TestCluster};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use catalog::cluster::TestCluster;
+
+use crate::support::{DEADLINE, Scratch, Server, binary, command, ends, psql, turn, unexpected_in};
 
 /// Cases that run at the same time.
 const PARALLEL: usize = 2;
 
-/// How long a server may take to start or stop, and a case to run.
-const DEADLINE: Duration = Duration::from_secs(120);
-
 #[test]
 fn golden() {
+    let _turn = turn();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let filter = env::var("CASE").unwrap_or_default();
     let update = env::var("UPDATE").is_ok_and(|value| !value.is_empty() && value != "0");
@@ -50,7 +45,7 @@ fn golden() {
     let binary = binary();
     let scratch = Scratch::new();
     let template = scratch.0.join("template");
-    Server::start(&binary, &template, &scratch.0.join("template.log")).stop().unwrap();
+    Server::start(&binary, &template, &scratch.0.join("template.log"), &[]).stop().unwrap();
 
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
@@ -102,18 +97,6 @@ fn list_cases(folder: &Path, update: bool) -> (BTreeSet<String>, Vec<String>) {
     (cases, failures)
 }
 
-/// The binary under test.
-fn binary() -> PathBuf {
-    if let Some(path) = env::var_os("PEERGATE_BIN") {
-        return PathBuf::from(path);
-    }
-    let status =
-        Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "gateway", "--bin", "peergate"]).status().unwrap();
-    assert!(status.success(), "cannot build peergate");
-    // This test is target/debug/deps/golden-….
-    env::current_exe().unwrap().ancestors().nth(2).unwrap().join("peergate")
-}
-
 struct Case<'a> {
     name: &'a str,
     root: &'a Path,
@@ -162,13 +145,10 @@ impl Case<'_> {
         copy_tree(self.template, &data_dir);
         let peers =
             [":peer_port", ":'peer_port'", ":shop", ":dwh"].iter().any(|word| text.contains(word)).then(Peers::start);
-        let server = Server::start(self.binary, &data_dir, &log_path);
+        let server = Server::start(self.binary, &data_dir, &log_path, &[]);
         let raw_path = data_dir.join("raw.out");
 
-        let mut psql = Command::new(psql());
-        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
-            psql.env_remove(name);
-        }
+        let mut psql = command(psql());
         let (host, port) = match way {
             Way::Gateway => {
                 server.address.rsplit_once(':').map(|(host, port)| (host.to_owned(), port.to_owned())).unwrap()
@@ -198,12 +178,8 @@ impl Case<'_> {
         if let Err(problem) = server.stop() {
             problems.push(problem);
         }
-        let log = fs::read_to_string(&log_path).unwrap();
         let allowed: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("-- log: ")).collect();
-        let unexpected = |line: &&str| {
-            (line.contains(" WARN ") || line.contains(" ERROR ")) && !allowed.iter().any(|text| line.contains(text))
-        };
-        problems.extend(log.lines().filter(unexpected).map(|line| format!("unexpected in the server's log: {line}")));
+        problems.extend(unexpected_in(&log_path, &allowed));
 
         let mut replaced = vec![(host, "GATE_HOST"), (port, "GATE_PORT")];
         replaced.extend(peers.iter().map(|peers| (peers.cluster.port().to_string(), "PEER_PORT")));
@@ -247,93 +223,6 @@ impl Peers {
         );
         variables.into_iter().flat_map(|variable| ["-v".to_owned(), variable]).collect()
     }
-}
-
-/// A running `peergate serve`; killed when dropped without a stop.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(binary: &Path, data_dir: &Path, log: &Path) -> Self {
-        let mut child = Command::new(binary)
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(data_dir)
-            .env_remove("PEERGATE_PASSWORD")
-            .env_remove("PEERGATE_CATALOG")
-            .env_remove("PEERGATE_LOG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(log).unwrap())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if let Some(address) = line.strip_prefix("peergate is ready on ") {
-                    let _ = sender.send(address.to_owned());
-                }
-            }
-        });
-        let mut server = Self { child, address: String::new() };
-        match receiver.recv_timeout(DEADLINE) {
-            Ok(address) => server.address = address,
-            Err(_) => panic!("peergate is not ready; its log:\n{}", fs::read_to_string(log).unwrap_or_default()),
-        }
-        server
-    }
-
-    /// Stops it by SIGTERM, as an operator would.
-    fn stop(mut self) -> Result<(), String> {
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-        if !ends(&mut self.child, DEADLINE) {
-            return Err("peergate did not end in time".to_owned());
-        }
-        let status = self.child.wait().unwrap();
-        if status.success() { Ok(()) } else { Err(format!("peergate ended with {status}")) }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A folder for this run, removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        let path = env::temp_dir().join(format!("peergate-golden-{:08x}", rand::random::<u32>()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn psql() -> PathBuf {
-    Binaries::find(None).unwrap().tool("psql").unwrap()
-}
-
-/// Whether a process ends within `timeout`.
-fn ends(child: &mut Child, timeout: Duration) -> bool {
-    let deadline = Instant::now() + timeout;
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::park_timeout(Duration::from_millis(5));
-    }
-    true
 }
 
 /// Copies a folder with its owners and modes.
