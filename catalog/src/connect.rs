@@ -1,17 +1,20 @@
 //! SQL sessions on a peer, or on the catalog: from options to a client, as libpq would connect.
 //!
-//! Not for: the replication protocol (the engine has its own client, which uses the same [`Attempt`]s).
+//! Not for: connections on which the protocol is spoken by hand (`wire`, which uses the same [`Attempt`]s).
 
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use fallible_iterator::FallibleIterator;
 use pg::SqlState;
+use postgres_protocol::message::backend;
 use tokio_postgres::config::{ChannelBinding, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 
 use crate::peer::{GivenPeer, PeerOptions};
 use crate::tls::PeerTls;
+use crate::wire;
 
 /// How long CREATE PEER waits for a peer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +39,36 @@ impl ConnectError {
         ConnectError { message: message.into(), sqlstate: None, hint: None }
     }
 
+    /// Says `what` went wrong in an attempt.
+    pub(crate) fn at_address(attempt: &Attempt, what: &str) -> ConnectError {
+        ConnectError::new(format!("{}: {what}", attempt.address))
+    }
+
+    /// Says that the server wants a password and there is none.
+    pub(crate) fn no_password(address: &str) -> ConnectError {
+        let message = format!("{address}: the server asks for a password and none is given");
+        ConnectError { sqlstate: Some(SqlState::INVALID_PASSWORD), ..ConnectError::new(message) }
+    }
+
+    /// Says what the server answered an attempt.
+    pub(crate) fn server(attempt: &Attempt, body: &backend::ErrorResponseBody) -> ConnectError {
+        let (mut severity, mut message) = ("FATAL".to_owned(), String::new());
+        let mut error = ConnectError::new("");
+        let mut fields = body.fields();
+        while let Ok(Some(field)) = fields.next() {
+            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
+            match field.type_() {
+                b'S' => severity = text,
+                b'M' => message = text,
+                b'C' => error.sqlstate = SqlState::from_text(&text),
+                b'H' => error.hint = Some(text),
+                _ => {}
+            }
+        }
+        error.message = format!("{}: {severity}: {message}", attempt.address);
+        error
+    }
+
     /// Says what went wrong at `address`.
     pub fn at(address: &str, error: &tokio_postgres::Error) -> ConnectError {
         match error.as_db_error() {
@@ -49,8 +82,7 @@ impl ConnectError {
                 let message = format!("{address}: {}", chain(error));
                 // The client gives its errors no kind to tell them by.
                 if cause.is_some_and(|cause| cause.to_string() == "password missing") {
-                    let message = format!("{address}: the server asks for a password and none is given");
-                    return ConnectError { sqlstate: Some(SqlState::INVALID_PASSWORD), ..ConnectError::new(message) };
+                    return ConnectError::no_password(address);
                 }
                 let hint = cause.and_then(|cause| crate::tls::hint(cause.downcast_ref()?)).map(str::to_owned);
                 ConnectError { hint, ..ConnectError::new(message) }
@@ -180,10 +212,34 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] of the attempt that got furthest: one that the server answered before one that nobody did.
     pub async fn connect(&self) -> Result<(Client, &Attempt), ConnectError> {
+        self.first(Attempt::connect).await
+    }
+
+    /// Opens a session on which the protocol is spoken by hand; `parameters` are those of the start-up packet for an attempt.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn log_in(
+        &self,
+        parameters: impl Fn(&Attempt) -> Vec<(String, String)>,
+    ) -> Result<(wire::Session, &Attempt), ConnectError> {
+        self.first(async |attempt: &Attempt| {
+            let parameters = parameters(attempt);
+            let parameters: Vec<_> = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            wire::log_in(attempt, &parameters).await
+        })
+        .await
+    }
+
+    /// Makes the attempts in order until one succeeds.
+    async fn first<T>(
+        &self,
+        attempt_it: impl AsyncFn(&Attempt) -> Result<T, ConnectError>,
+    ) -> Result<(T, &Attempt), ConnectError> {
         let mut worst: Option<(ConnectError, &Attempt)> = None;
         for attempt in &self.attempts {
-            match attempt.connect().await {
-                Ok(client) => return Ok((client, attempt)),
+            match attempt_it(attempt).await {
+                Ok(session) => return Ok((session, attempt)),
                 Err(error) => {
                     if worst.as_ref().is_none_or(|(w, at)| error.tells_more_than(w, at.address == attempt.address)) {
                         worst = Some((error, attempt));

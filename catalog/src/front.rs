@@ -1,6 +1,32 @@
 //! What the gateway itself asks of the catalog, beside the sessions that it relays.
 
+use serde_json::Value;
+
+use crate::peer::PeerOptions;
+use crate::secret::SecretError;
 use crate::{CHANNEL, Catalog, Error};
+
+/// What a database's name means beside the databases that there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerNames {
+    /// There is a peer of that name.
+    pub is_peer: bool,
+    /// The peers that the role may have sessions on, quoted where SQL needs it; the first 20.
+    pub usable: Vec<String>,
+}
+
+/// A peer, and whether a role may have sessions on it.
+#[derive(Debug)]
+pub struct PeerAccess {
+    /// Its name.
+    pub name: String,
+    /// The role that owns it.
+    pub owner: String,
+    /// The role has USAGE on it.
+    pub allowed: bool,
+    /// How to connect to it; an error if its secrets cannot be opened.
+    pub options: Result<PeerOptions, SecretError>,
+}
 
 /// What would become of a CREATE PEER, as far as it can be told without running it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +48,32 @@ impl Catalog {
                    from pg_proc p where p.pronamespace = 'peergate'::regnamespace and p.proname = 'create_peer'";
         let row = self.client().await?.query_one(sql, &[&role, &peer]).await?;
         Ok(Prospects { allowed: row.get(0), exists: row.get(1) })
+    }
+
+    /// Tells whether there is a peer named `database`, and which ones `role` may have sessions on. A role that does not exist may none.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be asked.
+    pub async fn peer_names(&self, role: &str, database: &str) -> Result<PeerNames, Error> {
+        let sql = "select exists (select from peergate.peers where name = $2), array(select quote_ident(p.name) \
+                   from peergate.peers p where peergate.may_use_peer($1, p.id) order by p.name limit 20)";
+        let row = self.client().await?.query_one(sql, &[&role, &database]).await?;
+        Ok(PeerNames { is_peer: row.get(0), usable: row.get(1) })
+    }
+
+    /// Returns a peer with what is needed to connect to it, for a session of `role`; `None` if there is no such peer.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be asked.
+    pub async fn peer_access(&self, role: &str, peer: &str) -> Result<Option<PeerAccess>, Error> {
+        let sql = "select owner, peergate.may_use_peer($1, id), peergate.peer_document(id) from peergate.peers where name = $2";
+        let row = self.client().await?.query_opt(sql, &[&role, &peer]).await?;
+        Ok(row.map(|row| PeerAccess {
+            name: peer.to_owned(),
+            owner: row.get(0),
+            allowed: row.get(1),
+            options: PeerOptions::from_document(&row.get::<_, Value>(2), self.keyring()),
+        }))
     }
 
     /// Tells the engines that somebody waits for a mirror, so that they ask the source for its position at once. Nothing depends

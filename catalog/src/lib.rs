@@ -1,6 +1,6 @@
 //! Typed access to the catalog: the only crate that writes its SQL.
 //!
-//! Reading order: [`Catalog`] (sessions and migrations), [`peer`] and [`secret`] (what a peer is), [`connect`] (sessions on peers),
+//! Reading order: [`Catalog`] (sessions and migrations), [`peer`] and [`secret`] (what a peer is), [`connect`] and [`wire`] (sessions on peers),
 //! [`mirror`] (what is wanted and what is so), [`lease`] (who may act on it), [`task`] and [`event`] (what is told to people).
 //! Beside them [`cluster`]: a private Postgres on this machine.
 
@@ -19,6 +19,7 @@ pub mod removal;
 pub mod secret;
 pub mod task;
 pub mod tls;
+pub mod wire;
 
 use std::sync::Arc;
 

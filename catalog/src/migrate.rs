@@ -16,6 +16,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0003_peers", include_str!("../../migrations/0003_peers.sql")),
     ("0004_mirrors", include_str!("../../migrations/0004_mirrors.sql")),
     ("0005_statements", include_str!("../../migrations/0005_statements.sql")),
+    ("0006_peer_privileges", include_str!("../../migrations/0006_peer_privileges.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -119,8 +119,9 @@ impl PeerTls {
     }
 }
 
-/// Hashes a certificate as RFC 5929 section 4.1 says: by its signature's hash, SHA-256 in place of weaker ones.
-fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+/// Hashes a certificate as RFC 5929 section 4.1 says: by its signature's hash, SHA-256 in place of weaker ones. Two servers that show
+/// the same certificate have the same hash.
+pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     use x509_cert::der::oid::db::rfc5912::{
         ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, SHA_1_WITH_RSA_ENCRYPTION,
         SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,

@@ -4,8 +4,9 @@
 
 use bytes::BytesMut;
 use pg::SqlState;
-use pgwire::messages::Message;
-use pgwire::messages::response::ErrorResponse;
+use pg::name::quote_ident;
+
+use crate::fields::Fields;
 
 /// What the gateway could not do.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum Error {
 }
 
 /// Why a session ends, as the client is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fatal {
     /// The client sent plain text where TLS was to begin: somebody in between may have put it there.
     PlaintextAfterTls,
@@ -55,17 +56,35 @@ pub enum Fatal {
     LoginTimeout,
     /// No session could be had on the catalog.
     BackendUnreachable,
-    /// The backing session broke off.
+    /// The backing session broke off without a word.
     BackendGone,
+    /// There is neither a peer nor a database of that name.
+    UnknownDatabase(String),
+    /// The role may not have sessions on the peer.
+    PeerDenied {
+        /// The peer.
+        peer: String,
+        /// Who may let it.
+        owner: String,
+    },
+    /// No session could be had on the peer.
+    PeerUnreachable {
+        /// The peer.
+        peer: String,
+        /// What its server or the system said.
+        detail: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// The gateway is shutting down and takes no new sessions.
     ShuttingDown,
-    /// The gateway is shutting down and ends this session.
+    /// The gateway is shutting down and ends this session, or an administrator does.
     Shutdown,
 }
 
 impl Fatal {
     /// Returns the error's code.
-    pub fn sqlstate(self) -> SqlState {
+    pub fn sqlstate(&self) -> SqlState {
         match self {
             Fatal::PlaintextAfterTls | Fatal::Protocol(_) => SqlState::PROTOCOL_VIOLATION,
             Fatal::UnsupportedProtocol(..) => SqlState::FEATURE_NOT_SUPPORTED,
@@ -74,17 +93,21 @@ impl Fatal {
             }
             Fatal::TooManySessions => SqlState::TOO_MANY_CONNECTIONS,
             Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
-            Fatal::BackendUnreachable | Fatal::BackendGone => SqlState::CONNECTION_FAILURE,
+            Fatal::BackendUnreachable => SqlState::CONNECTION_FAILURE,
+            Fatal::UnknownDatabase(_) => SqlState::UNDEFINED_DATABASE,
+            Fatal::PeerDenied { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
+            Fatal::PeerUnreachable { .. } => SqlState::PEER_UNREACHABLE,
             Fatal::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
-            Fatal::Shutdown => SqlState::ADMIN_SHUTDOWN,
+            // What drivers and pools know as the end of a connection that can be made anew.
+            Fatal::BackendGone | Fatal::Shutdown => SqlState::ADMIN_SHUTDOWN,
         }
     }
 
     /// Returns the message, in Postgres' words where it has them.
-    pub fn message(self) -> String {
+    pub fn message(&self) -> String {
         match self {
             Fatal::PlaintextAfterTls => "received unencrypted data after SSL request".to_owned(),
-            Fatal::Protocol(what) => what.to_owned(),
+            Fatal::Protocol(what) => (*what).to_owned(),
             Fatal::UnsupportedProtocol(major, minor) => format!("unsupported frontend protocol {major}.{minor}"),
             Fatal::TlsRequired => "this server takes only TLS connections".to_owned(),
             Fatal::CertificateRequired => "connection requires a valid client certificate".to_owned(),
@@ -94,18 +117,50 @@ impl Fatal {
             Fatal::TooManySessions => "sorry, too many clients already".to_owned(),
             Fatal::LoginTimeout => "canceling authentication due to timeout".to_owned(),
             Fatal::BackendUnreachable => "the catalog cannot be reached".to_owned(),
-            Fatal::BackendGone => "the catalog closed the connection unexpectedly".to_owned(),
+            Fatal::BackendGone => "terminating connection because its server closed it unexpectedly".to_owned(),
+            Fatal::UnknownDatabase(name) => format!("database \"{name}\" does not exist"),
+            Fatal::PeerDenied { peer, .. } => format!("permission denied for peer \"{peer}\""),
+            Fatal::PeerUnreachable { peer, .. } => format!("could not connect to peer \"{peer}\""),
             Fatal::ShuttingDown => "the database system is shutting down".to_owned(),
             Fatal::Shutdown => "terminating connection due to administrator command".to_owned(),
         }
     }
 
+    /// Returns more about it, as a sentence.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Fatal::PeerUnreachable { detail, .. } => Some(detail),
+            _ => None,
+        }
+    }
+
+    /// Returns what to do about it, as a sentence.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Fatal::PeerDenied { peer, owner } => {
+                let peer = quote_ident(peer);
+                Some(format!("Role {} or a superuser can GRANT USAGE ON PEER {peer}.", quote_ident(owner)))
+            }
+            Fatal::PeerUnreachable { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+
     /// Appends the ErrorResponse.
-    pub fn encode(self, out: &mut BytesMut) {
+    pub fn encode(&self, out: &mut BytesMut) {
         let code = self.sqlstate().to_string();
-        let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', &code), (b'M', &self.message()), (b'R', "gateway")];
-        let response = ErrorResponse::new(fields.into_iter().map(|(key, text)| (key, text.to_owned())).collect());
-        response.encode(out).expect("the message is far below the protocol's limit");
+        let mut fields = Fields::default();
+        for (key, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', &code), (b'M', &self.message())] {
+            fields.set(key, text);
+        }
+        if let Some(detail) = self.detail() {
+            fields.set(b'D', detail);
+        }
+        if let Some(hint) = self.hint() {
+            fields.set(b'H', hint);
+        }
+        fields.set(b'R', "gateway");
+        out.extend_from_slice(&fields.encode(b'E'));
     }
 }
 

@@ -6,7 +6,7 @@
 use pg::frame::cstr;
 
 /// The fields of one message, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields(Vec<(u8, Vec<u8>)>);
 
 impl Fields {

@@ -1,7 +1,7 @@
 //! The SQL front door: relays each client's session to a session of its own on the catalog, and turns our statements, inside the
 //! client's own messages, into calls of catalog procedures.
 //!
-//! Reading order: [`server`] and `session` (sockets and logins), `relay` (the two pumps), `intercept` (what becomes of a message),
+//! Reading order: [`server`], `session` and `login` (sockets and logins), `registry` (who is there), `relay` (the two pumps), `intercept` (what becomes of a message),
 //! [`split`], [`parser`] and [`rewrite`] (the way in), [`tracker`] and [`patch`] (the way back), [`bind`] and `validate` (CREATE
 //! PEER's values). Beside them the binary's [`config`], its [`reload`], and the [`embedded`] catalog.
 //!
@@ -9,7 +9,6 @@
 
 mod backend;
 pub mod bind;
-mod cancel;
 pub mod config;
 pub mod demo;
 pub mod embedded;
@@ -18,8 +17,10 @@ pub mod error;
 pub mod fields;
 pub mod healthcheck;
 pub mod intercept;
+mod login;
 pub mod parser;
 pub mod patch;
+mod registry;
 mod relay;
 pub mod reload;
 pub mod rewrite;

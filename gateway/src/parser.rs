@@ -8,6 +8,7 @@ mod cursor;
 mod mirror;
 mod options;
 mod peer;
+mod privileges;
 mod tables;
 
 use pg::SqlState;
@@ -68,7 +69,7 @@ impl Refusal {
 }
 
 /// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
-/// `target`, `state`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
+/// `target`, `state`, `role.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Vec<(String, usize)>);
 
@@ -132,6 +133,10 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
         |_| Ok(Ours { statement: Statement::ShowTasks, spans: Spans::default() })
     } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) && !is_setting(slice, query) {
         mirror::show
+    } else if is_on_peer(slice, query, "GRANT", "TO") {
+        privileges::grant
+    } else if is_on_peer(slice, query, "REVOKE", "FROM") {
+        privileges::revoke
     } else if begins(&["ALTER", "PEER"]) || begins(&["CREATE", "OR", "REPLACE", "PEER"]) {
         return Parsed::Withheld;
     } else {
@@ -146,6 +151,21 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
     }) {
         Ok(ours) => Parsed::Ours(Box::new(ours)),
         Err(refusal) => Parsed::Refused(refusal),
+    }
+}
+
+/// Whether it is `GRANT … ON PEER name`, and not `GRANT … ON peer TO …`, where `peer` is a table.
+fn is_on_peer(slice: &Slice, query: &[u8], verb: &str, before_roles: &str) -> bool {
+    let forms =
+        [&[verb, "USAGE", "ON", "PEER"][..], &[verb, "ALL", "ON", "PEER"], &[verb, "ALL", "PRIVILEGES", "ON", "PEER"]];
+    let Some(form) = forms.into_iter().find(|form| slice.begins_with(query, form)) else { return false };
+    let rest = slice.word(form.len() - 1).map_or(&[][..], |word| &query[word.end..slice.range.end]);
+    let rest = rest.trim_ascii_start();
+    let word = rest.split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || *b >= 0x80)).next();
+    match rest.first() {
+        // A comment may stand anywhere; nobody puts one between a table and what it is granted to.
+        Some(b'"' | b'/' | b'-') => true,
+        _ => word.is_some_and(|word| !word.is_empty() && !word.eq_ignore_ascii_case(before_roles.as_bytes())),
     }
 }
 

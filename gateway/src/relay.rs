@@ -8,14 +8,16 @@ use std::cell::{Cell, RefCell};
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use pg::frame::{HEADER_BYTES, Header, Step, Walker, cstr};
+use pg::SqlState;
+use pg::frame::{HEADER_BYTES, Header, Step, Walker};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::cancel::Cancelled;
 use crate::error::Fatal;
-use crate::fields::{Fields, frame};
+use crate::fields::Fields;
 use crate::intercept::{Action, Answer, Interceptor, Question, canceled};
+use crate::login::without_channel_binding;
+use crate::registry::{Behind, Entry};
 use crate::session::Session;
 use crate::validate::find_out;
 
@@ -37,14 +39,12 @@ pub(crate) enum End {
 }
 
 /// What both pumps know.
-pub(crate) struct Relay<'a> {
-    session: &'a Session,
+pub(crate) struct Relay {
+    session: Session,
     interceptor: RefCell<Interceptor>,
     /// The login is through: the first ReadyForQuery was forwarded.
     ready: Cell<bool>,
     became_ready: Notify,
-    /// Transaction status of the last ReadyForQuery; 0 when the server has spoken since.
-    quiet: Cell<u8>,
     became_quiet: Notify,
     /// The client has got whole frames only.
     at_boundary: Cell<bool>,
@@ -52,23 +52,34 @@ pub(crate) struct Relay<'a> {
     client_drained: Cell<bool>,
     /// The client said goodbye, or the server a FATAL error: the end that follows needs no words.
     parting: Cell<bool>,
-    cancelled: RefCell<Option<Cancelled>>,
 }
 
-impl<'a> Relay<'a> {
-    pub(crate) fn new(session: &'a Session) -> Relay<'a> {
+impl Relay {
+    /// Begins with the login, or behind it if it is `ready`.
+    pub(crate) fn new(session: Session, ready: bool) -> Relay {
+        let nonce = format!("{:032x}", rand::random::<u128>());
+        if ready {
+            session.place.entry.set_status(b'I');
+        }
         Relay {
-            interceptor: RefCell::new(session.interceptor()),
+            interceptor: RefCell::new(Interceptor::new(session.intercepts, nonce)),
             session,
-            ready: Cell::new(false),
+            ready: Cell::new(ready),
             became_ready: Notify::new(),
-            quiet: Cell::new(0),
             became_quiet: Notify::new(),
             at_boundary: Cell::new(true),
             client_drained: Cell::new(true),
             parting: Cell::new(false),
-            cancelled: RefCell::new(None),
         }
+    }
+
+    /// Returns what is relayed.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    fn entry(&self) -> &Entry {
+        &self.session.place.entry
     }
 
     /// Waits for the end of the login.
@@ -81,7 +92,7 @@ impl<'a> Relay<'a> {
     /// Waits until nothing is going on and no transaction is open. A login that is not through is nothing.
     pub(crate) async fn idle(&self) {
         while self.ready.get()
-            && !(self.quiet.get() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle())
+            && !(self.entry().status() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle())
         {
             self.became_quiet.notified().await;
         }
@@ -190,9 +201,10 @@ impl<'a> Relay<'a> {
             shrink(&mut out);
             match client.read_buf(buffer).await {
                 Ok(0) | Err(_) => return Ok(End::Client),
-                Ok(_) => {
+                Ok(n) => {
+                    self.entry().counters.received.add(n);
                     self.client_drained.set(false);
-                    self.quiet.set(0);
+                    self.became_busy();
                 }
             }
         }
@@ -207,33 +219,20 @@ impl<'a> Relay<'a> {
     ) -> Option<Answer> {
         let mut findings = Vec::with_capacity(question.peers.len());
         if !question.peers.is_empty() {
-            let mut cancelled = self.cancelled.borrow_mut().take();
-            if let Some(cancelled) = &mut cancelled {
-                cancelled.at_work(true);
-            }
-            let cancel = async {
-                match &mut cancelled {
-                    Some(cancelled) => cancelled.wait().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let mut work = self.entry().begin_work();
             let found = async {
                 let mut findings = Vec::new();
                 for peer in &question.peers {
-                    findings.push(Ok(find_out(&self.session.shared.catalog, &self.session.startup.user, peer).await));
+                    findings.push(Ok(find_out(&self.session.shared.catalog, &self.session.user, peer).await));
                 }
                 findings
             };
             let gone = listen(client, buffer);
             tokio::select! {
                 result = found => findings = result,
-                () = cancel => findings.extend(question.peers.iter().map(|_| Err(canceled()))),
+                () = work.canceled() => findings.extend(question.peers.iter().map(|_| Err(canceled()))),
                 () = gone => return None,
             }
-            if let Some(cancelled) = &mut cancelled {
-                cancelled.at_work(false);
-            }
-            *self.cancelled.borrow_mut() = cancelled;
         }
         Some(self.interceptor.borrow_mut().answer(question, findings))
     }
@@ -290,9 +289,11 @@ impl<'a> Relay<'a> {
             self.at_boundary.set(false);
             if out.is_empty() {
                 client.write_all(&buffer[run..at]).await?;
+                self.entry().counters.sent.add(at - run);
             } else {
                 out.extend_from_slice(&buffer[run..at]);
                 client.write_all(&out).await?;
+                self.entry().counters.sent.add(out.len());
                 out.clear();
             }
             client.flush().await?;
@@ -301,7 +302,7 @@ impl<'a> Relay<'a> {
             if became_ready && !self.ready.replace(true) {
                 self.became_ready.notify_waiters();
             }
-            if self.quiet.get() != 0 {
+            if self.entry().status() != 0 {
                 self.became_quiet.notify_waiters();
             }
             make_room(&mut buffer);
@@ -309,7 +310,7 @@ impl<'a> Relay<'a> {
             match server.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
                 Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
-                Ok(_) => self.quiet.set(0),
+                Ok(_) => self.became_busy(),
             }
         }
     }
@@ -319,19 +320,45 @@ impl<'a> Relay<'a> {
         match header.tag {
             b'R' if !self.session.keeps_channel_binding => without_channel_binding(body).map(Action::Replace),
             b'K' => {
-                let pid = body.first_chunk().map(|pid| i32::from_be_bytes(*pid));
-                let crate::startup::Startup { user, database, .. } = &self.session.startup;
-                tracing::debug!(pid, user, database, client = %self.session.client, "session begins");
-                *self.cancelled.borrow_mut() = Some(Cancelled::new(self.session.shared.clone(), body));
+                self.session.place.relayed_to(body, self.session.attempt.clone());
+                let entry = self.entry();
+                let pid = entry.behind().and_then(Behind::pid);
+                tracing::debug!(pid, user = self.session.user, client = %entry.client, "session begins");
                 None
+            }
+            b'E' => {
+                let hint = self.session.database_hint.as_ref()?;
+                let mut fields = Fields::decode(body)?;
+                if fields.get(b'C') != Some(SqlState::UNDEFINED_DATABASE.as_str().as_bytes()) {
+                    return None;
+                }
+                fields.set(b'H', hint.as_bytes());
+                Some(Action::Replace(fields.encode(b'E')))
             }
             _ => None,
         }
     }
 
+    /// Something has been said since the last ReadyForQuery.
+    fn became_busy(&self) {
+        if self.ready.get() {
+            self.entry().set_status(0);
+        }
+    }
+
+    /// The server has answered a request; `status` is the transaction's.
+    fn became_free(&self, status: u8) {
+        let entry = self.entry();
+        entry.set_status(status);
+        entry.counters.requests.add(1);
+        if status == b'I' {
+            entry.counters.transactions.add(1);
+        }
+    }
+
     fn watch_for_the_end(&self, tag: u8, body: &[u8]) {
         match tag {
-            b'Z' => self.quiet.set(body.first().copied().unwrap_or(0)),
+            b'Z' => self.became_free(body.first().copied().unwrap_or(0)),
             b'E' => {
                 let severity = Fields::decode(body).and_then(|f| f.get(b'V').map(<[u8]>::to_vec));
                 if matches!(severity.as_deref(), Some(b"FATAL" | b"PANIC")) {
@@ -356,21 +383,6 @@ async fn listen<R: AsyncRead + Unpin>(client: &mut R, buffer: &mut BytesMut) {
     std::future::pending::<()>().await;
 }
 
-/// Takes `SCRAM-SHA-256-PLUS` from an AuthenticationSASL: a binding to the gateway's TLS session would mean nothing to the server.
-fn without_channel_binding(body: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = body.strip_prefix(&10_i32.to_be_bytes())?;
-    let mut kept = 10_i32.to_be_bytes().to_vec();
-    while let Some((mechanism, after)) = cstr(rest).filter(|(m, _)| !m.is_empty()) {
-        if mechanism != b"SCRAM-SHA-256-PLUS" {
-            kept.extend_from_slice(mechanism);
-            kept.push(0);
-        }
-        rest = after;
-    }
-    kept.push(0);
-    Some(frame(b'R', &kept))
-}
-
 /// Makes room to read; a frame that is held whole makes the buffer grow only as its bytes come.
 fn make_room(buffer: &mut BytesMut) {
     if buffer.is_empty() && buffer.capacity() > 4 * BUFFER_BYTES {
@@ -383,18 +395,5 @@ fn make_room(buffer: &mut BytesMut) {
 fn shrink(out: &mut BytesMut) {
     if out.capacity() > BUFFER_BYTES {
         *out = BytesMut::new();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn channel_binding_is_taken_from_the_list() {
-        let body = b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
-        assert_eq!(without_channel_binding(body), Some(frame(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")));
-        assert_eq!(without_channel_binding(b"\0\0\0\0"), None);
-        assert_eq!(without_channel_binding(b"\0\0\0\x0aX"), Some(frame(b'R', b"\0\0\0\x0a\0")));
     }
 }

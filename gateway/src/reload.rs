@@ -79,7 +79,11 @@ impl Reloader {
         let merged = current.with_changes_of(&wanted);
         let filter = log_filter(&merged.log)?;
         let prepared = match self.control.get() {
-            Some(control) => Some((control, control.prepare(&ServerOptions::from_config(&merged))?)),
+            Some(control) => {
+                // Called where blocking is allowed: it reads files too.
+                let options = ServerOptions::from_config(&merged);
+                Some((control, tokio::runtime::Handle::current().block_on(control.prepare(&options))?))
+            }
             None => None,
         };
         (self.set_log)(filter).map_err(|reason| ReloadError::Log(merged.log.clone(), reason))?;

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use crate::encoding::Encoding;
 use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, parse, truncated};
 use crate::split::{may_be_ours, split};
-use crate::statement::{CreateMirror, CreatePeer, GivenOption, Selection, Statement, Table, Until, Value};
+use crate::statement::{CreateMirror, CreatePeer, GivenOption, Role, Selection, Statement, Table, Until, Value};
 
 /// What was found out about a CREATE PEER before it is forwarded.
 #[derive(Clone, PartialEq, Eq)]
@@ -414,6 +414,8 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
             sql.flag("cascade", *cascade);
             sql.finish(nonce);
         }
+        Statement::GrantPeer { peers, roles } => change_privileges(sql, "grant_peer", peers, roles, nonce),
+        Statement::RevokePeer { peers, roles } => change_privileges(sql, "revoke_peer", peers, roles, nonce),
         Statement::CreateMirror(mirror) => create_mirror(sql, mirror, nonce),
         Statement::DropMirror { names, if_exists, keep_target_metadata } => {
             sql.push("CALL peergate.drop_mirror(");
@@ -454,12 +456,29 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
 }
 
 fn array(sql: &mut Sql, names: &[String]) {
+    array_of(sql, names, |sql, name| sql.name(name));
+}
+
+fn array_of<T>(sql: &mut Sql, items: &[T], write: impl Fn(&mut Sql, &T)) {
     sql.push("ARRAY[");
-    for (n, name) in names.iter().enumerate() {
+    for (n, item) in items.iter().enumerate() {
         sql.push(if n > 0 { ", " } else { "" });
-        sql.name(name);
+        write(sql, item);
     }
     sql.push("]::pg_catalog.text[]");
+}
+
+fn change_privileges(sql: &mut Sql, procedure: &str, peers: &[String], roles: &[Role], nonce: &str) {
+    sql.push(&format!("CALL peergate.{procedure}("));
+    array(sql, peers);
+    sql.push(", ");
+    // Whom these words mean is the caller's to say: inside the procedure they mean its owner.
+    array_of(sql, roles, |sql, role| match role {
+        Role::Named(name) => sql.name(name),
+        Role::Current => sql.push("CURRENT_USER::pg_catalog.text"),
+        Role::Session => sql.push("SESSION_USER::pg_catalog.text"),
+    });
+    sql.finish(nonce);
 }
 
 /// Writes `, argument => (value)::type`; the literal and the cast stand for the part with that key.

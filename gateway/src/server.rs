@@ -4,17 +4,15 @@
 //! `session`.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use catalog::Catalog;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::backend::Backend;
-use crate::cancel::Cancels;
 use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
 use crate::session::{self, Shared};
@@ -34,9 +32,6 @@ pub struct ServerOptions {
     pub tls_required: bool,
     /// The certificates that clients must show.
     pub tls_clients: Option<TlsClients>,
-    /// The catalog's server has the very certificate of `tls`. Only then can a client bind SCRAM to its TLS session when the
-    /// catalog is reached over TLS too.
-    pub shared_certificate: bool,
     /// Sessions at the same time, those that are still logging in included.
     pub sessions_max: usize,
     /// How long a login may take, from the first byte to the first ReadyForQuery.
@@ -55,7 +50,6 @@ impl ServerOptions {
             tls: None,
             tls_required: false,
             tls_clients: None,
-            shared_certificate: false,
             sessions_max: 10_000,
             login_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
@@ -131,9 +125,10 @@ impl Control {
     ///
     /// # Errors
     /// [`Error::Tls`] or [`Error::Options`], as [`Server::bind`].
-    pub fn prepare(&self, options: &ServerOptions) -> Result<Prepared, Error> {
-        check_tls(&self.shared.backend, options)?;
-        Live::load(options).map(Prepared)
+    pub async fn prepare(&self, options: &ServerOptions) -> Result<Prepared, Error> {
+        let live = Live::load(options)?;
+        check_tls(&self.shared.backend, live.tls.as_ref()).await?;
+        Ok(Prepared(live))
     }
 
     /// Returns when the certificate that is shown to clients ends, in seconds since 1970; `None`: there is none.
@@ -171,23 +166,20 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Listen`], [`Error::Tls`], or [`Error::Options`] if clients could not log in: over TLS to both sides, libpq insists
-    /// on a channel binding that only a shared certificate can give.
+    /// on a channel binding that only the same certificate on both can give.
     pub async fn bind(options: ServerOptions, catalog: Catalog) -> Result<Server, Error> {
         let backend = Backend::new(catalog.connector());
-        check_tls(&backend, &options)?;
         let live = Live::load(&options)?;
+        check_tls(&backend, live.tls.as_ref()).await?;
         let listen = |source| Error::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
         let (phase, watched) = watch::channel(Phase::Open);
         let shared = Arc::new(Shared {
             backend,
             catalog,
-            cancels: Cancels::default(),
+            registry: Arc::default(),
             phase: watched,
             live: LiveCell(RwLock::new(Arc::new(live))),
-            shared_certificate: options.shared_certificate,
-            sessions: AtomicUsize::new(0),
-            session_ended: Notify::new(),
             cancel_permits: Semaphore::new(CANCELS_MAX),
         });
         Ok(Server { listener, threads: options.threads, shared, phase })
@@ -231,18 +223,18 @@ impl Server {
                 socket = accept(&listener) => hand_over(&threads, &mut next, socket),
             }
         }
-        tracing::info!(sessions = shared.sessions.load(Ordering::Relaxed), "draining");
+        tracing::info!(sessions = shared.registry.len(), "draining");
         phase.send_replace(Phase::Draining);
         let drained = async {
             loop {
                 tokio::select! {
-                    () = shared.wait_until_empty() => return,
+                    () = shared.registry.wait_until_empty() => return,
                     socket = accept(&listener) => hand_over(&threads, &mut next, socket),
                 }
             }
         };
         if tokio::time::timeout(shared.live.get().drain_timeout, drained).await.is_err() {
-            tracing::warn!(sessions = shared.sessions.load(Ordering::Relaxed), "ending sessions that are still busy");
+            tracing::warn!(sessions = shared.registry.len(), "ending sessions that are still busy");
         }
         phase.send_replace(Phase::Closing);
         drop(listener);
@@ -254,8 +246,12 @@ impl Server {
     }
 }
 
-fn check_tls(backend: &Backend, options: &ServerOptions) -> Result<(), Error> {
-    if options.tls.is_some() && backend.uses_tls() && !options.shared_certificate {
+/// Over TLS to both sides, libpq insists on a channel binding that only the same certificate on both can give.
+async fn check_tls(backend: &Backend, tls: Option<&Tls>) -> Result<(), Error> {
+    let Some(tls) = tls.filter(|_| backend.uses_tls()) else { return Ok(()) };
+    // A catalog that cannot be reached now is each session's problem.
+    let shown = backend.connect().await.ok().and_then(|connected| connected.certificate);
+    if shown.is_some() && shown != tls.certificate {
         return Err(Error::Options(
             "the catalog is reached over TLS with another certificate, so clients could not log in over TLS: reach the catalog \
              through a Unix socket or with sslmode=disable on a private network, or give both the same certificate"
@@ -316,7 +312,7 @@ impl Thread {
                         Err(error) => tracing::warn!(error = %error, "cannot take over a connection"),
                     }
                 }
-                shared.wait_until_empty().await;
+                shared.registry.wait_until_empty().await;
             });
         };
         let handle = std::thread::Builder::new().name(format!("sessions-{n}")).spawn(run).map_err(failed)?;

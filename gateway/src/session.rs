@@ -1,26 +1,27 @@
-//! One client: first packet, login, relay, end. Authentication is between the client and the catalog's server; the gateway passes
-//! it on and holds no passwords.
+//! One client: first packet, login, relay, end. Who may log in is between the client and the catalog's server; the gateway passes
+//! it on and holds no passwords of clients.
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use catalog::Catalog;
+use catalog::connect::Attempt;
+use catalog::wire::Socket;
 use pg::frame::startup_length;
 use pgwire::tokio::server::MaybeTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Instant;
 
-use crate::backend::{Backend, BackendStream, tune};
-use crate::cancel::{AsCancels, Cancels};
+use crate::backend::{Backend, cancel, tune};
 use crate::error::Fatal;
-use crate::intercept::Interceptor;
+use crate::login::{Refused, authenticate, open_peer};
+use crate::registry::{Identity, Place, Registry};
 use crate::relay::{End, Relay};
 use crate::server::{LiveCell, Phase};
 use crate::startup::{First, Startup};
@@ -36,76 +37,41 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Shared {
     pub(crate) backend: Backend,
     pub(crate) catalog: Catalog,
-    pub(crate) cancels: Cancels,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) cancel_permits: Semaphore,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) live: LiveCell,
-    pub(crate) shared_certificate: bool,
-    pub(crate) sessions: AtomicUsize,
-    pub(crate) session_ended: Notify,
-}
-
-impl AsCancels for Shared {
-    fn cancels(&self) -> &Cancels {
-        &self.cancels
-    }
 }
 
 impl Shared {
-    /// Waits until no session is left.
-    pub(crate) async fn wait_until_empty(&self) {
-        loop {
-            let ended = self.session_ended.notified();
-            tokio::pin!(ended);
-            // Registered before the look, so that the last one's end is not missed.
-            ended.as_mut().enable();
-            if self.sessions.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    fn enter(self: &Arc<Self>) -> Place {
-        let before = self.sessions.fetch_add(1, Ordering::AcqRel);
-        Place { shared: self.clone(), before }
+    /// Returns whether the client was shown the certificate that this stands for: then what it binds its SCRAM exchange to means
+    /// something to a server that shows it too.
+    pub(crate) fn shows(&self, client: &Client, certificate: Option<&[u8]>) -> bool {
+        let live = self.live.get();
+        let own = live.tls.as_ref().and_then(|tls| tls.certificate.as_deref());
+        client.is_tls() && own.is_some() && own == certificate
     }
 }
 
-/// A session's place among those that are counted.
-struct Place {
-    shared: Arc<Shared>,
-    /// How many there were already.
-    before: usize,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.sessions.fetch_sub(1, Ordering::AcqRel);
-        self.shared.session_ended.notify_waiters();
-    }
-}
-
-/// What is known of a session once its first packet is read.
+/// A client's session, once it is known what it wants and its first packet has been answered or passed on.
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) startup: Startup,
-    /// Where the client is: the server sees only the gateway.
-    pub(crate) client: SocketAddr,
-    /// The client can bind its SCRAM exchange to TLS: both sides use the same certificate.
+    pub(crate) place: Place,
+    /// The role that it logs in as.
+    pub(crate) user: String,
+    /// How its server was reached.
+    pub(crate) attempt: Arc<Attempt>,
+    /// Our statements are looked for: in the catalog, and where its grammar is spoken.
+    pub(crate) intercepts: bool,
+    /// The client can bind its SCRAM exchange to TLS: both sides show the same certificate.
     pub(crate) keeps_channel_binding: bool,
+    /// What to add when the server says that there is no such database: the peers that the role could have meant.
+    pub(crate) database_hint: Option<String>,
     /// Waits that are being announced; one at a time is enough.
     announcing: Rc<Cell<bool>>,
 }
 
 impl Session {
-    /// Returns the session's interception: on in the catalog only, and not where another grammar is spoken.
-    pub(crate) fn interceptor(&self) -> Interceptor {
-        let here = self.shared.backend.database() == Some(self.startup.database.as_str());
-        let nonce = format!("{:032x}", rand::random::<u128>());
-        Interceptor::new(here && !self.startup.replication, nonce)
-    }
-
     /// Tells the engines, in the background, that mirrors are waited for.
     pub(crate) fn announce(&self, mirrors: Vec<String>) {
         if mirrors.is_empty() || self.announcing.replace(true) {
@@ -124,14 +90,25 @@ impl Session {
 }
 
 /// A client's socket, and what has been read from it but not yet used.
-struct Client {
-    io: MaybeTls,
-    read: BytesMut,
+pub(crate) struct Client {
+    pub(crate) io: MaybeTls,
+    pub(crate) read: BytesMut,
 }
 
 impl Client {
-    fn is_tls(&self) -> bool {
+    /// Returns whether it is encrypted.
+    pub(crate) fn is_tls(&self) -> bool {
         matches!(self.io, MaybeTls::Tls(_))
+    }
+
+    /// Returns the name of the TLS version.
+    fn tls_version(&self) -> Option<&'static str> {
+        let MaybeTls::Tls(tls) = &self.io else { return None };
+        match tls.get_ref().1.protocol_version()? {
+            rustls::ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+            rustls::ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
+            _ => Some("TLS"),
+        }
     }
 
     /// Says why the session ends and closes, with TLS' own goodbye: without it a client may not show the message.
@@ -165,14 +142,14 @@ impl Client {
 
 /// Serves one client to its end.
 pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
-    let place = shared.enter();
+    let Ok(address) = socket.peer_addr() else { return };
+    let place = shared.registry.enter(address);
     let live = shared.live.get();
     // Room is left for cancel requests and for saying that there is none, but a flood is not answered.
     if tune(&socket).is_err() || place.before >= live.sessions_max.saturating_mul(2) {
         return;
     }
-    let Ok(address) = socket.peer_addr() else { return };
-    let deadline = tokio::time::Instant::now() + live.login_timeout;
+    let deadline = Instant::now() + live.login_timeout;
     let mut phase = shared.phase.clone();
     let hurry = async {
         // A connection that says nothing, such as a health check's, must not hold up a shutdown.
@@ -191,11 +168,17 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
         Err(fatal) => return client.end(Some(fatal)).await,
         Ok((packet, First::Cancel(key))) => {
             // A cancel request must get through when there are too many sessions.
-            return cancel(&shared, client, &packet, &key).await;
+            return pass_cancel_on(&shared, client, &packet, &key).await;
         }
         Ok((_, First::Negotiation(minor))) => return client.end(Some(Fatal::UnsupportedProtocol(1234, minor))).await,
         Ok((packet, First::Session(startup))) => (packet, startup),
     };
+    place.entry.identify(Identity {
+        user: startup.user.clone(),
+        database: startup.database.clone(),
+        application_name: startup.text("application_name").unwrap_or_default(),
+        tls: client.tls_version(),
+    });
     let refusal = if *shared.phase.borrow() != Phase::Open {
         Some(Fatal::ShuttingDown)
     } else if live.tls_required && !client.is_tls() {
@@ -208,29 +191,128 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     if refusal.is_some() {
         return client.end(refusal).await;
     }
-    let mut server = match shared.backend.connect().await {
-        Ok(server) => server,
+    let (client, fatal) = match route(&shared, &startup).await {
+        Err(fatal) => (client, Some(fatal)),
+        Ok(Route::Catalog { intercepts, database_hint }) => {
+            on_catalog(shared, place, client, packet, startup, intercepts, database_hint, deadline).await
+        }
+        Ok(Route::Peer) => on_peer(shared, place, client, startup, deadline).await,
+    };
+    client.end(fatal).await;
+}
+
+/// Where a session goes.
+enum Route {
+    /// To a database of the catalog's server.
+    Catalog { intercepts: bool, database_hint: Option<String> },
+    /// To the peer of the database's name.
+    Peer,
+}
+
+/// Finds out what the database's name stands for: the catalog, a peer, or another database of the catalog's server.
+async fn route(shared: &Shared, startup: &Startup) -> Result<Route, Fatal> {
+    if startup.database == shared.backend.database() {
+        return Ok(Route::Catalog { intercepts: !startup.replication, database_hint: None });
+    }
+    // Other protocols than ours are the server's to refuse.
+    if startup.version.0 != 3 {
+        return Ok(Route::Catalog { intercepts: false, database_hint: None });
+    }
+    let names = shared.catalog.peer_names(&startup.user, &startup.database).await.map_err(|error| {
+        tracing::warn!(error = %error, "cannot ask the catalog for peers");
+        Fatal::BackendUnreachable
+    })?;
+    if names.is_peer {
+        return Ok(Route::Peer);
+    }
+    let database_hint =
+        (!names.usable.is_empty()).then(|| format!("Peers to connect to: {}.", names.usable.join(", ")));
+    Ok(Route::Catalog { intercepts: false, database_hint })
+}
+
+/// Serves a session whose server is the catalog's: from its first packet on, all is said between that server and the client.
+#[allow(clippy::too_many_arguments, reason = "what a session is made of, named once")]
+async fn on_catalog(
+    shared: Arc<Shared>,
+    place: Place,
+    client: Client,
+    packet: Vec<u8>,
+    startup: Startup,
+    intercepts: bool,
+    database_hint: Option<String>,
+    deadline: Instant,
+) -> (Client, Option<Fatal>) {
+    let connected = match shared.backend.connect().await {
+        Ok(connected) => connected,
         Err(error) => {
             tracing::warn!(error = %error, "cannot reach the catalog for a session");
-            return client.end(Some(Fatal::BackendUnreachable)).await;
+            return (client, Some(Fatal::BackendUnreachable));
         }
     };
+    let mut server = connected.socket;
     let said = async {
         server.write_all(&packet).await?;
         server.flush().await
     };
     if said.await.is_err() {
-        return client.end(Some(Fatal::BackendUnreachable)).await;
+        return (client, Some(Fatal::BackendUnreachable));
     }
     let session = Session {
-        keeps_channel_binding: client.is_tls() && server.is_tls() && shared.shared_certificate,
-        shared: shared.clone(),
-        startup,
-        client: address,
+        keeps_channel_binding: shared.shows(&client, connected.certificate.as_deref()),
+        shared,
+        place,
+        user: startup.user,
+        attempt: connected.attempt,
+        intercepts,
+        database_hint,
         announcing: Rc::default(),
     };
-    let (client, fatal) = relay(&session, client, server, deadline).await;
-    client.end(fatal).await;
+    relay(session, client, server, Some(deadline)).await
+}
+
+/// Serves a session on a peer: the catalog lets the client in, and the gateway logs in on the peer for it.
+async fn on_peer(
+    shared: Arc<Shared>,
+    place: Place,
+    mut client: Client,
+    startup: Startup,
+    deadline: Instant,
+) -> (Client, Option<Fatal>) {
+    let opened = async {
+        authenticate(&shared, &mut client, &startup).await?;
+        let access = shared.catalog.peer_access(&startup.user, &startup.database).await.map_err(|error| {
+            tracing::warn!(error = %error, "cannot ask the catalog for a peer");
+            Refused::Fatal(Fatal::BackendUnreachable)
+        })?;
+        // Dropped between the look at its name and this one.
+        let access = access.ok_or(Refused::Fatal(Fatal::UnknownDatabase(startup.database.clone())))?;
+        let peer = open_peer(&access, &startup).await.map_err(Refused::Fatal)?;
+        client.io.write_all(&peer.greeting).await?;
+        client.io.flush().await?;
+        Ok(peer)
+    };
+    let peer = tokio::select! {
+        opened = opened => opened,
+        () = tokio::time::sleep_until(deadline) => Err(Refused::Fatal(Fatal::LoginTimeout)),
+    };
+    match peer {
+        Err(Refused::Told) => (client, None),
+        Err(Refused::Fatal(fatal)) => (client, Some(fatal)),
+        Ok(peer) => {
+            place.relayed_to(&peer.key, peer.attempt.clone());
+            let session = Session {
+                shared,
+                place,
+                user: startup.user,
+                attempt: peer.attempt,
+                intercepts: false,
+                keeps_channel_binding: false,
+                database_hint: None,
+                announcing: Rc::default(),
+            };
+            relay(session, client, peer.socket, None).await
+        }
+    }
 }
 
 type Begun = (Client, Result<(Vec<u8>, First), Fatal>);
@@ -251,65 +333,76 @@ async fn begin(socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>
 }
 
 /// Passes a cancel request on, and waits until the server has dealt with it, as clients do.
-async fn cancel(shared: &Arc<Shared>, client: Client, packet: &[u8], key: &[u8]) {
-    if shared.cancels.cancel(key) {
-        client.end(None).await;
-        return;
+async fn pass_cancel_on(shared: &Shared, client: Client, packet: &[u8], key: &[u8]) {
+    let session = shared.registry.by_key(key);
+    if session.as_ref().is_some_and(|session| session.cancel_work()) {
+        return client.end(None).await;
     }
     let forward = async {
         let _permit = shared.cancel_permits.acquire().await.map_err(io::Error::other)?;
-        let mut server = shared.backend.connect().await?;
-        server.write_all(packet).await?;
-        server.flush().await?;
-        while server.read(&mut [0; 64]).await? > 0 {}
-        io::Result::Ok(())
+        match session.as_ref().and_then(|session| session.behind()) {
+            Some(behind) => cancel(&behind.attempt, packet).await,
+            // Another gateway's, perhaps: its key is the catalog's server's own all the same.
+            None => shared.backend.cancel(packet).await,
+        }
     };
     match tokio::time::timeout(CANCEL_TIMEOUT, forward).await {
-        // The server closes hard, now and then.
-        Ok(Ok(())) | Ok(Err(_)) => {}
-        Err(_) => tracing::warn!("the catalog did not answer a cancel request"),
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %error, "cannot pass a cancel request on"),
+        Err(_) => tracing::warn!("the server did not answer a cancel request"),
     }
     client.end(None).await;
 }
 
-/// Relays until one side ends or the gateway has to. Returns the client, and what is left to say to it.
-async fn relay(
-    session: &Session,
-    client: Client,
-    server: BackendStream,
-    deadline: tokio::time::Instant,
-) -> (Client, Option<Fatal>) {
+/// Relays until one side ends or the gateway has to. Returns the client, and what is left to say to it. `login` is when a login that
+/// is not through yet has to be.
+async fn relay(session: Session, client: Client, server: Socket, login: Option<Instant>) -> (Client, Option<Fatal>) {
     let Client { io, read } = client;
-    let (client_read, client_write) = tokio::io::split(io);
+    let (mut client_read, mut client_write) = tokio::io::split(io);
     let (server_read, server_write) = tokio::io::split(server);
-    let (mut client_read, mut client_write) = (client_read, client_write);
-    let relay = Relay::new(session);
-    let end = {
-        let login = async {
-            if tokio::time::timeout_at(deadline, relay.logged_in()).await.is_err() {
-                return;
-            }
-            std::future::pending::<()>().await;
-        };
-        let shutdown = async {
-            let mut phase = session.shared.phase.clone();
-            // A server that is gone ends its sessions.
-            let _ = phase.wait_for(|p| *p >= Phase::Draining).await;
-            tokio::select! {
-                () = relay.idle() => {}
-                _ = phase.wait_for(|p| *p == Phase::Closing) => {}
-            }
-        };
-        tokio::select! {
-            end = relay.client_to_server(&mut client_read, server_write, read) => end,
-            end = relay.server_to_client(server_read, &mut client_write) => end.unwrap_or(End::Client),
-            () = login => End::Fatal(Fatal::LoginTimeout),
-            () = shutdown => End::Fatal(Fatal::Shutdown),
-        }
+    let relay = Rc::new(Relay::new(session, login.is_none()));
+    // What can end the session from outside has a task of its own: the pumps are woken often, and need not look at all that.
+    let (end, ended) = oneshot::channel();
+    let control = tokio::task::spawn_local({
+        let relay = relay.clone();
+        async move { drop(end.send(control(&relay, login).await)) }
+    });
+    let end = tokio::select! {
+        end = relay.client_to_server(&mut client_read, server_write, read) => end,
+        end = relay.server_to_client(server_read, &mut client_write) => end.unwrap_or(End::Client),
+        end = ended => End::Fatal(end.unwrap_or(Fatal::Shutdown)),
     };
+    control.abort();
     let fatal = match end {
         End::Client | End::Server => None,
         End::Fatal(fatal) => relay.can_speak().then_some(fatal),
     };
     (Client { io: client_read.unsplit(client_write), read: BytesMut::new() }, fatal)
+}
+
+/// Waits for what ends a session from outside.
+async fn control(relay: &Relay, login: Option<Instant>) -> Fatal {
+    let session = relay.session();
+    let login = async {
+        if let Some(deadline) = login
+            && tokio::time::timeout_at(deadline, relay.logged_in()).await.is_err()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
+    };
+    let shutdown = async {
+        let mut phase = session.shared.phase.clone();
+        // A server that is gone ends its sessions.
+        let _ = phase.wait_for(|p| *p >= Phase::Draining).await;
+        tokio::select! {
+            () = relay.idle() => {}
+            _ = phase.wait_for(|p| *p == Phase::Closing) => {}
+        }
+    };
+    tokio::select! {
+        () = login => Fatal::LoginTimeout,
+        () = shutdown => Fatal::Shutdown,
+        () = session.place.entry.killed() => Fatal::Shutdown,
+    }
 }

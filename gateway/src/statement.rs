@@ -53,6 +53,20 @@ pub enum Statement {
         /// How long at the most, as an interval.
         timeout: Option<Value>,
     },
+    /// `GRANT USAGE ON PEER`.
+    GrantPeer {
+        /// The peers, at least one.
+        peers: Vec<String>,
+        /// Who is to have it, at least one.
+        roles: Vec<Role>,
+    },
+    /// `REVOKE USAGE ON PEER`.
+    RevokePeer {
+        /// The peers, at least one.
+        peers: Vec<String>,
+        /// Who is to have it no more, at least one.
+        roles: Vec<Role>,
+    },
     /// `SHOW PEERS`.
     ShowPeers,
     /// `SHOW MIRRORS`.
@@ -94,6 +108,17 @@ pub struct CreateMirror {
     pub selection: Selection,
     /// Options in the order given.
     pub options: Vec<GivenOption>,
+}
+
+/// A role as GRANT and REVOKE name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// By its name; `public` is all roles, as in Postgres.
+    Named(String),
+    /// `CURRENT_USER` or `CURRENT_ROLE`.
+    Current,
+    /// `SESSION_USER`.
+    Session,
 }
 
 /// What WAIT FOR MIRROR waits for.
@@ -196,8 +221,32 @@ impl fmt::Display for Value {
 
 /// Words of our grammar that a name must be quoted to be.
 const GRAMMAR_WORDS: &[&str] = &[
-    "all", "cascade", "except", "exists", "for", "from", "if", "in", "keep", "lsn", "mapping", "not", "restrict",
-    "schema", "set", "state", "table", "tables", "timeout", "to", "where", "with",
+    "all",
+    "cascade",
+    "current_role",
+    "current_user",
+    "except",
+    "exists",
+    "for",
+    "from",
+    "group",
+    "if",
+    "in",
+    "keep",
+    "lsn",
+    "mapping",
+    "not",
+    "restrict",
+    "schema",
+    "session_user",
+    "set",
+    "state",
+    "table",
+    "tables",
+    "timeout",
+    "to",
+    "where",
+    "with",
 ];
 
 /// Prints a name as it must be written.
@@ -264,10 +313,26 @@ impl fmt::Display for Statement {
                 }
                 timeout.as_ref().map_or(Ok(()), |t| write!(f, " TIMEOUT {t}"))
             }
+            Statement::GrantPeer { peers, roles } => {
+                write!(f, "GRANT USAGE ON PEER {} TO {}", idents(peers), list(roles))
+            }
+            Statement::RevokePeer { peers, roles } => {
+                write!(f, "REVOKE USAGE ON PEER {} FROM {}", idents(peers), list(roles))
+            }
             Statement::ShowPeers => f.write_str("SHOW PEERS"),
             Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
             Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),
             Statement::ShowTasks => f.write_str("SHOW TASKS"),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Role::Named(name) => Ident(name).fmt(f),
+            Role::Current => f.write_str("CURRENT_USER"),
+            Role::Session => f.write_str("SESSION_USER"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
+use catalog::tls::end_point;
 use pgwire::tokio::server::{MaybeTls, negotiate_tls};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
@@ -34,6 +35,8 @@ pub(crate) struct Tls {
     pub(crate) check: Option<ClientCheck>,
     /// When the server's own certificate ends, in seconds since 1970.
     pub(crate) expires: u64,
+    /// Stands for that certificate, as [`crate::backend::Connected::certificate`] for the catalog's server's.
+    pub(crate) certificate: Option<Vec<u8>>,
 }
 
 impl Tls {
@@ -45,6 +48,7 @@ impl Tls {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(&files.certificate)?;
         let expires = not_after(&chain[0]).ok_or_else(|| unusable(&files.certificate, "it is not X.509"))?;
+        let certificate = end_point(&chain[0]);
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| unusable(&files.key, e))?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -60,7 +64,7 @@ impl Tls {
         if expires < SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()) {
             tracing::warn!(file = %files.certificate.display(), "the certificate has expired");
         }
-        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), check: clients.map(|c| c.check), expires })
+        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), check: clients.map(|c| c.check), expires, certificate })
     }
 }
 

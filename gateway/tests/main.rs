@@ -4,6 +4,7 @@
 
 mod crash;
 mod embedded;
+mod peers;
 mod relay;
 mod reload;
 mod serve;

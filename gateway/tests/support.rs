@@ -108,9 +108,13 @@ impl Gateway {
     }
 
     pub(crate) async fn run_psql(&self, port: u16, script: &str) -> Output {
+        self.run_psql_on(port, &self.database, script).await
+    }
+
+    pub(crate) async fn run_psql_on(&self, port: u16, database: &str, script: &str) -> Output {
         let psql = Binaries::find(None).unwrap().tool("psql").unwrap();
         let mut command = Command::new("sh");
-        let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname={}", self.database);
+        let dsn = format!("host=127.0.0.1 port={port} user=postgres dbname={database}");
         command.arg("-c").arg("exec \"$0\" -X -q -v VERBOSITY=verbose -d \"$1\" < \"$2\" 2>&1");
         let file = self.cluster.directory().join(format!("{:016x}.sql", rand::random::<u64>()));
         std::fs::write(&file, script).unwrap();

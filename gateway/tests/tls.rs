@@ -208,7 +208,7 @@ async fn new_sessions_get_the_new_certificate_and_old_ones_go_on() {
 
     let mut options = ServerOptions::new(gateway.address);
     options.tls = Some(new.clone());
-    gateway.control.apply(gateway.control.prepare(&options).unwrap());
+    gateway.control.apply(gateway.control.prepare(&options).await.unwrap());
     assert_eq!(shown_certificate(gateway.address, &ca).await, der(&new));
     let transaction = session.transaction().await.unwrap();
     assert_eq!(transaction.query_one("select 1", &[]).await.unwrap().get::<_, i32>(0), 1);
@@ -219,12 +219,12 @@ async fn new_sessions_get_the_new_certificate_and_old_ones_go_on() {
     let not_pem = TlsFiles { certificate: new.key.clone(), ..new.clone() };
     for (files, named) in [(nowhere, "/nonexistent"), (of_another, "new.crt"), (not_pem, "new.key")] {
         options.tls = Some(files);
-        let error = gateway.control.prepare(&options).err().unwrap().to_string();
+        let error = gateway.control.prepare(&options).await.err().unwrap().to_string();
         assert!(error.contains(named), "{error}");
     }
     options.tls = Some(old.clone());
     options.tls_clients = Some(TlsClients { authorities: old.key.clone(), check: ClientCheck::VerifyCa });
-    assert!(gateway.control.prepare(&options).err().unwrap().to_string().contains("old.key"));
+    assert!(gateway.control.prepare(&options).await.err().unwrap().to_string().contains("old.key"));
     assert_eq!(shown_certificate(gateway.address, &ca).await, der(&new));
     drop(transaction);
     assert_eq!(session.query_one("select 2", &[]).await.unwrap().get::<_, i32>(0), 2);

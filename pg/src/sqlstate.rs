@@ -47,6 +47,8 @@ codes! {
     SYNTAX_ERROR = b"42601";
     /// insufficient_privilege.
     INSUFFICIENT_PRIVILEGE = b"42501";
+    /// undefined_database.
+    UNDEFINED_DATABASE = b"3D000";
     /// undefined_object.
     UNDEFINED_OBJECT = b"42704";
     /// duplicate_object.

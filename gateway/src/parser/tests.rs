@@ -44,6 +44,14 @@ fn what_is_printed_parses_to_the_same() {
         ("drop peer if exists a, \"B\" cascade", "DROP PEER IF EXISTS a, \"B\" CASCADE"),
         ("drop peer a restrict", "DROP PEER a"),
         (
+            "grant all privileges on peer a, \"B\" to ann, group public, current_role",
+            "GRANT USAGE ON PEER a, \"B\" TO ann, public, CURRENT_USER",
+        ),
+        (
+            "revoke usage on peer a from session_user, \"current_user\" cascade",
+            "REVOKE USAGE ON PEER a FROM SESSION_USER, \"current_user\"",
+        ),
+        (
             "create mirror m from a to b for all tables except (x, s.y)",
             "CREATE MIRROR m FROM a TO b FOR ALL TABLES EXCEPT (public.x, s.y)",
         ),
@@ -99,6 +107,10 @@ fn what_is_printed_parses_to_the_same() {
 #[test]
 fn what_is_not_ours_is_theirs() {
     for text in [
+        "GRANT ALL ON peer TO ann",
+        "grant usage on peer, other to ann",
+        "REVOKE ALL PRIVILEGES ON peer FROM ann",
+        "GRANT SELECT ON PEER TO ann",
         "select 'create peer x'",
         "create table peer (a int)",
         "\"create\" peer x",

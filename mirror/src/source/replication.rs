@@ -11,17 +11,16 @@ mod transport;
 use std::io;
 
 use bytes::BytesMut;
-use catalog::connect::{Attempt, ConnectError};
+use catalog::connect::Attempt;
+use catalog::wire::{self, Socket};
 use fallible_iterator::FallibleIterator;
 use pg::name::{quote_ident, quote_literal};
 use pg::{Lsn, SqlState};
-use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use tokio::io::AsyncWriteExt;
-use tokio_postgres::config::ChannelBinding;
 
 pub use self::stream::{Incoming, ReplicationStream, postgres_clock};
-use self::transport::{Duplex, fill, frame_length, is_unix, open};
+use self::transport::{fill, frame_length, widen};
 use crate::error::{Error, Problem};
 use crate::session::PINNED;
 
@@ -46,7 +45,7 @@ pub struct CreatedSlot {
 /// A connection that speaks the replication protocol.
 pub struct ReplicationConnection {
     peer: String,
-    io: Box<dyn Duplex>,
+    io: Socket,
     buffer: BytesMut,
     /// What is sent gathers in a buffer of ours, as on TCP.
     gathers: bool,
@@ -58,124 +57,28 @@ impl ReplicationConnection {
     /// # Errors
     /// [`Error::Transient`] with what the server or the system said.
     pub async fn connect(peer: &str, attempt: &Attempt) -> Result<ReplicationConnection, Error> {
-        let no_answer =
-            || Error::connection(peer, &format!("{}: no answer within {:?}", attempt.address, attempt.timeout));
-        let io_error = |e: io::Error| Error::connect(peer, ConnectError::io(&attempt.address, &e));
-        tokio::time::timeout(attempt.timeout, async {
-            let (io, binding) = open(attempt).await.map_err(io_error)?;
-            let mut connection = ReplicationConnection {
-                peer: peer.to_owned(),
-                io,
-                buffer: BytesMut::new(),
-                gathers: !is_unix(attempt),
-            };
-            connection.log_in(attempt, binding).await?;
-            // The walsender prints values with its session's settings.
-            connection.query(PINNED).await?;
-            Ok(connection)
-        })
-        .await
-        .unwrap_or_else(|_| Err(no_answer()))
-    }
-
-    async fn log_in(&mut self, attempt: &Attempt, binding: Option<Vec<u8>>) -> Result<(), Error> {
         let config = &attempt.config;
-        let user = config.get_user().unwrap_or_default();
         let mut parameters = vec![
-            ("user", user),
-            ("database", config.get_dbname().unwrap_or(user)),
+            ("database", config.get_dbname().or(config.get_user()).unwrap_or_default()),
             ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", config.get_application_name().unwrap_or("peergate")),
         ];
-        if let Some(options) = config.get_options() {
-            parameters.push(("options", options));
-        }
-        let mut out = BytesMut::new();
-        frontend::startup_message(parameters, &mut out).map_err(|e| self.io_error(&e))?;
-        self.send(&mut out).await?;
-        loop {
-            match self.message().await? {
-                backend::Message::AuthenticationOk
-                | backend::Message::BackendKeyData(_)
-                | backend::Message::ParameterStatus(_)
-                | backend::Message::NoticeResponse(_) => {}
-                backend::Message::ReadyForQuery(_) => return Ok(()),
-                backend::Message::AuthenticationCleartextPassword => {
-                    let password = self.password(attempt)?.to_vec();
-                    self.send_password(attempt, &password).await?;
-                }
-                backend::Message::AuthenticationMd5Password(body) => {
-                    let hashed = md5_hash(user.as_bytes(), self.password(attempt)?, body.salt());
-                    self.send_password(attempt, hashed.as_bytes()).await?;
-                }
-                backend::Message::AuthenticationSasl(body) => self.sasl(attempt, &body, binding.clone()).await?,
-                backend::Message::ErrorResponse(body) => return Err(Error::Transient(self.problem(&body))),
-                _ => return Err(Error::protocol(&self.peer, "unexpected message while logging in")),
-            }
-        }
-    }
-
-    fn password<'a>(&self, attempt: &'a Attempt) -> Result<&'a [u8], Error> {
-        attempt.config.get_password().ok_or_else(|| {
-            Error::Transient(Problem::new(
-                SqlState::INVALID_PASSWORD,
-                format!("peer \"{}\" asks for a password and none is stored", self.peer),
-            ))
-        })
-    }
-
-    async fn send_password(&mut self, attempt: &Attempt, password: &[u8]) -> Result<(), Error> {
-        if attempt.config.get_channel_binding() == ChannelBinding::Require {
-            return Err(self.no_binding());
-        }
-        let mut out = BytesMut::new();
-        frontend::password_message(password, &mut out).map_err(|e| self.io_error(&e))?;
-        self.send(&mut out).await
-    }
-
-    fn no_binding(&self) -> Error {
-        Error::connection(&self.peer, "channel binding is required, but the server does not offer it")
-    }
-
-    async fn sasl(
-        &mut self,
-        attempt: &Attempt,
-        body: &backend::AuthenticationSaslBody,
-        binding: Option<Vec<u8>>,
-    ) -> Result<(), Error> {
-        use postgres_protocol::message::backend::Message;
-        let mut offered = (false, false);
-        let mut mechanisms = body.mechanisms();
-        while let Some(mechanism) = mechanisms.next().map_err(|e| self.io_error(&e))? {
-            offered.0 |= mechanism == sasl::SCRAM_SHA_256;
-            offered.1 |= mechanism == sasl::SCRAM_SHA_256_PLUS;
-        }
-        let binding = binding.filter(|_| attempt.config.get_channel_binding() != ChannelBinding::Disable);
-        let (mechanism, binding) = match (offered, binding) {
-            ((_, true), Some(data)) => (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(data)),
-            ((true, _), Some(_)) => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested()),
-            ((true, _), None) => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
-            _ => return Err(Error::connection(&self.peer, "the server offers no SASL mechanism that we know")),
+        parameters.extend(config.get_options().map(|options| ("options", options)));
+        let session = wire::log_in(attempt, &parameters).await.map_err(|e| Error::connect(peer, e))?;
+        widen(&session.socket);
+        let mut connection = ReplicationConnection {
+            peer: peer.to_owned(),
+            gathers: !matches!(session.socket, Socket::Unix(_)),
+            io: session.socket,
+            buffer: BytesMut::new(),
         };
-        if mechanism != sasl::SCRAM_SHA_256_PLUS && attempt.config.get_channel_binding() == ChannelBinding::Require {
-            return Err(self.no_binding());
-        }
-        let mut scram = sasl::ScramSha256::new(self.password(attempt)?, binding);
-        let mut out = BytesMut::new();
-        frontend::sasl_initial_response(mechanism, scram.message(), &mut out).map_err(|e| self.io_error(&e))?;
-        self.send(&mut out).await?;
-        match self.message().await? {
-            Message::AuthenticationSaslContinue(body) => scram.update(body.data()).map_err(|e| self.io_error(&e))?,
-            Message::ErrorResponse(body) => return Err(Error::Transient(self.problem(&body))),
-            _ => return Err(Error::protocol(&self.peer, "unexpected message in SASL")),
-        }
-        frontend::sasl_response(scram.message(), &mut out).map_err(|e| self.io_error(&e))?;
-        self.send(&mut out).await?;
-        match self.message().await? {
-            Message::AuthenticationSaslFinal(body) => scram.finish(body.data()).map_err(|e| self.io_error(&e)),
-            Message::ErrorResponse(body) => Err(Error::Transient(self.problem(&body))),
-            _ => Err(Error::protocol(&self.peer, "unexpected message in SASL")),
+        // The walsender prints values with its session's settings.
+        match tokio::time::timeout(attempt.timeout, connection.query(PINNED)).await {
+            Ok(pinned) => pinned.map(|_| connection),
+            Err(_) => {
+                Err(Error::connection(peer, &format!("{}: no answer within {:?}", attempt.address, attempt.timeout)))
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes, BytesMut};
+use catalog::wire::Socket;
 use pg::Lsn;
 use pg::stream::{StandbyStatus, StreamMessage};
 use postgres_protocol::message::backend;
@@ -12,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::transport::{Duplex, READ_BYTES, fill, frame_length};
+use super::transport::{READ_BYTES, fill, frame_length};
 use super::{ReplicationConnection, problem_of};
 use crate::error::Error;
 
@@ -44,7 +45,7 @@ pub enum Incoming {
 /// A running stream. Reading it and telling the walsender how far we are go on independently.
 pub struct ReplicationStream {
     peer: String,
-    reader: ReadHalf<Box<dyn Duplex>>,
+    reader: ReadHalf<Socket>,
     buffer: BytesMut,
     gathers: bool,
     behind: bool,
@@ -191,11 +192,7 @@ impl ReplicationStream {
 /// Tells the walsender how far we are: at once when something became durable or it asks, else at a steady pace.
 ///
 /// Every second status of that pace asks for an answer, so that a dead walsender is noticed by the reader's silence.
-async fn send_statuses(
-    mut writer: WriteHalf<Box<dyn Duplex>>,
-    mut changes: watch::Receiver<StandbyStatus>,
-    reply: Arc<Notify>,
-) {
+async fn send_statuses(mut writer: WriteHalf<Socket>, mut changes: watch::Receiver<StandbyStatus>, reply: Arc<Notify>) {
     let mut ask = false;
     loop {
         let mut status = *changes.borrow_and_update();
