@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check clients bench bench-gateway golden run
+.PHONY: demo test check clients regress bench bench-gateway golden run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -40,6 +40,11 @@ golden:
 clients:
 	scripts/setup.sh tests
 	cargo test -p sql-tests --test main clients -- --nocapture
+
+# All of PostgreSQL's own tests, directly and through the gateway: relayed only, and in the catalog. `make test` runs a part.
+regress:
+	scripts/setup.sh tests
+	REGRESS=all cargo test -p sql-tests --test main regress -- --nocapture
 
 # A server for trying things out, with its data in target/run.
 run:

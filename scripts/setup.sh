@@ -124,3 +124,8 @@ if ! cmp -s "$root/sql-tests/clients/package-lock.json" "$modules/package-lock.j
     (cd "$modules" && npm ci --silent --ignore-scripts --no-audit --no-fund)
     mv "$modules/npm-shrinkwrap.json" "$modules/package-lock.json"
 fi
+
+# PostgreSQL's own tests, of the server's version.
+version=$("$(server)/postgres" --version)
+major=$(sed 's/[^0-9]*\([0-9]*\).*/\1/' <<<"$version")
+"$root/sql-tests/regress/fetch.sh" "$major" "$target/regress/$major"

@@ -4,4 +4,5 @@
 
 mod clients;
 mod golden;
+mod regress;
 mod support;

@@ -121,7 +121,7 @@ pub(crate) fn unexpected_in(log: &Path, allowed: &[&str]) -> Vec<String> {
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    /// Makes it, for others to look into: a server may run as another user.
+    /// Makes it.
     pub(crate) fn new() -> Self {
         let path = env::temp_dir().join(format!("peergate-sql-{:08x}", rand::random::<u32>()));
         fs::create_dir(&path).unwrap();
