@@ -19,6 +19,7 @@ pub mod removal;
 pub mod secret;
 pub mod task;
 pub mod tls;
+pub mod watch;
 pub mod wire;
 
 use std::sync::Arc;

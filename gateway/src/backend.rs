@@ -40,6 +40,11 @@ impl Backend {
         self.attempts.iter().any(|attempt| attempt.config.get_ssl_mode() != SslMode::Disable)
     }
 
+    /// Returns the first way to the catalog.
+    pub(crate) fn first_attempt(&self) -> Option<&Attempt> {
+        self.attempts.first().map(Arc::as_ref)
+    }
+
     /// Returns the database that is the catalog.
     pub(crate) fn database(&self) -> &str {
         let config = self.attempts.first().map(|attempt| &attempt.config);

@@ -76,6 +76,17 @@ impl Bind {
         &self.body[self.statement.clone()]
     }
 
+    /// Returns how many values there are.
+    pub fn value_count(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Returns the formats that are asked for the columns of the result.
+    pub fn result_formats(&self) -> Vec<u16> {
+        let (codes, _) = self.body[self.results.clone()].as_chunks::<2>();
+        codes.iter().skip(1).map(|code| u16::from_be_bytes(*code)).collect()
+    }
+
     /// Returns the options of a CREATE PEER with the values of their parameters. `types` are those that Parse gave.
     ///
     /// # Errors

@@ -76,6 +76,8 @@ pub enum Fatal {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The role may not use the console.
+    ConsoleDenied,
     /// The gateway is shutting down and takes no new sessions.
     ShuttingDown,
     /// The gateway is shutting down and ends this session, or an administrator does.
@@ -95,7 +97,7 @@ impl Fatal {
             Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
             Fatal::BackendUnreachable => SqlState::CONNECTION_FAILURE,
             Fatal::UnknownDatabase(_) => SqlState::UNDEFINED_DATABASE,
-            Fatal::PeerDenied { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
+            Fatal::PeerDenied { .. } | Fatal::ConsoleDenied => SqlState::INSUFFICIENT_PRIVILEGE,
             Fatal::PeerUnreachable { .. } => SqlState::PEER_UNREACHABLE,
             Fatal::ShuttingDown => SqlState::CANNOT_CONNECT_NOW,
             // What drivers and pools know as the end of a connection that can be made anew.
@@ -121,6 +123,7 @@ impl Fatal {
             Fatal::UnknownDatabase(name) => format!("database \"{name}\" does not exist"),
             Fatal::PeerDenied { peer, .. } => format!("permission denied for peer \"{peer}\""),
             Fatal::PeerUnreachable { peer, .. } => format!("could not connect to peer \"{peer}\""),
+            Fatal::ConsoleDenied => "permission denied for the console".to_owned(),
             Fatal::ShuttingDown => "the database system is shutting down".to_owned(),
             Fatal::Shutdown => "terminating connection due to administrator command".to_owned(),
         }
@@ -142,6 +145,10 @@ impl Fatal {
                 Some(format!("Role {} or a superuser can GRANT USAGE ON PEER {peer}.", quote_ident(owner)))
             }
             Fatal::PeerUnreachable { hint, .. } => hint.clone(),
+            Fatal::ConsoleDenied => Some(
+                "It is for superusers, members of the role that owns schema peergate, and members of pg_monitor."
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

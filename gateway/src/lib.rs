@@ -3,10 +3,12 @@
 //!
 //! Reading order: [`server`], `session` and `login` (sockets and logins), `registry` (who is there), `relay` (the two pumps), `intercept` (what becomes of a message),
 //! [`split`], [`parser`] and [`rewrite`] (the way in), [`tracker`] and [`patch`] (the way back), [`bind`] and `validate` (CREATE
-//! PEER's values). Beside them the binary's [`config`], its [`reload`], and the [`embedded`] catalog.
+//! PEER's values). Beside them the binary's [`config`], its [`reload`], [`metrics`] and [`embedded`]
+//! catalog.
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
 
+mod admin;
 mod backend;
 pub mod bind;
 pub mod config;
@@ -18,6 +20,7 @@ pub mod fields;
 pub mod healthcheck;
 pub mod intercept;
 mod login;
+pub mod metrics;
 pub mod parser;
 pub mod patch;
 mod registry;

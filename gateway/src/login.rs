@@ -48,7 +48,7 @@ pub(crate) async fn authenticate(shared: &Shared, client: &mut Client, startup: 
     if let Some(negotiation) = startup.negotiation() {
         client.io.write_all(&negotiation).await?;
     }
-    let connected = shared.backend.connect().await.map_err(|error| {
+    let connected = shared.connect().await.map_err(|error| {
         tracing::warn!(error = %error, "cannot reach the catalog for a login");
         Refused::Fatal(Fatal::BackendUnreachable)
     })?;
@@ -70,6 +70,7 @@ pub(crate) async fn authenticate(shared: &Shared, client: &mut Client, startup: 
                 }
                 // With what the role may not have, such as this database.
                 said if said[0] == b'E' => {
+                    shared.events.login(false);
                     client.io.write_all(&said).await?;
                     client.io.flush().await?;
                     return Err(Refused::Told);
@@ -95,7 +96,7 @@ pub(crate) async fn authenticate(shared: &Shared, client: &mut Client, startup: 
 }
 
 /// Reads one frame of a login, whole. Nothing is lost if it is dropped and called again.
-async fn next_frame<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> io::Result<BytesMut> {
+pub(crate) async fn next_frame<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> io::Result<BytesMut> {
     loop {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "invalid message length in a login");
         if let Some(header) = Header::read(buffer).map_err(|_| invalid())? {

@@ -4,9 +4,7 @@
 //! a moment late. Keys are the servers' own, so any gateway can pass any cancel request on; the map of them here serves sessions
 //! on peers, and work that the gateway itself does for a session, of which no server knows.
 
-#![allow(dead_code, reason = "the console and the metrics read it")]
-
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,11 +18,55 @@ use tokio::sync::{Notify, watch};
 pub(crate) struct Registry {
     next: AtomicU64,
     count: AtomicUsize,
-    sessions: Mutex<HashMap<u64, Arc<Entry>>>,
+    /// Those of the sessions that are consoles.
+    consoles: AtomicUsize,
+    sessions: Mutex<Sessions>,
     keys: Mutex<HashMap<Vec<u8>, Arc<Entry>>>,
     ended: Notify,
-    /// What sessions that have ended had counted.
-    past: Counters,
+}
+
+/// The sessions that are there, and what those that are not had counted: under one lock, so that nothing is counted twice or not at
+/// all.
+#[derive(Default)]
+struct Sessions {
+    entries: HashMap<u64, Arc<Entry>>,
+    past: Totals,
+    /// By database, of those that got that far: a name that a client only asked for is not kept.
+    past_by_database: BTreeMap<String, Totals>,
+}
+
+/// All sessions at one moment.
+pub(crate) struct Census {
+    /// The sessions, the oldest first.
+    pub(crate) sessions: Vec<Arc<Entry>>,
+    /// How many there have been, these included.
+    pub(crate) connections: u64,
+    /// What all sessions have counted so far.
+    pub(crate) totals: Totals,
+    /// That, by database or peer, of those that got that far.
+    pub(crate) by_database: BTreeMap<String, Totals>,
+}
+
+/// What has been counted, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Bytes that came from clients.
+    pub(crate) received: u64,
+    /// Bytes that were sent to clients.
+    pub(crate) sent: u64,
+    /// Transactions that have ended.
+    pub(crate) transactions: u64,
+    /// Requests that were answered.
+    pub(crate) requests: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Totals) {
+        self.received += other.received;
+        self.sent += other.sent;
+        self.transactions += other.transactions;
+        self.requests += other.requests;
+    }
 }
 
 /// What a session has counted. Bytes are the protocol's, without TLS.
@@ -41,14 +83,13 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    fn each(&self) -> [&Counter; 4] {
-        [&self.received, &self.sent, &self.transactions, &self.requests]
-    }
-
-    fn add(&self, other: &Counters) {
-        for (sum, more) in self.each().into_iter().zip(other.each()) {
-            // Several threads end sessions.
-            sum.0.fetch_add(more.get(), Ordering::Relaxed);
+    /// Returns what has been counted so far.
+    pub(crate) fn totals(&self) -> Totals {
+        Totals {
+            received: self.received.get(),
+            sent: self.sent.get(),
+            transactions: self.transactions.get(),
+            requests: self.requests.get(),
         }
     }
 }
@@ -86,6 +127,10 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// All of them.
+    pub(crate) const ALL: [State; 5] =
+        [State::Login, State::Active, State::Idle, State::InTransaction, State::InFailedTransaction];
+
     /// Its name, as `pg_stat_activity` has it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -143,9 +188,21 @@ pub(crate) struct Entry {
     cancels: watch::Sender<u64>,
     /// The gateway itself is at work for it, and its server is not.
     at_work: AtomicBool,
+    is_console: AtomicBool,
 }
 
 impl Entry {
+    /// Returns the database or peer that it has a session on; `None` if it has not got that far.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.behind()?;
+        self.identity().map(|identity| identity.database.as_str())
+    }
+
+    /// Returns whether it is a console's.
+    pub(crate) fn is_console(&self) -> bool {
+        self.is_console.load(Ordering::Acquire)
+    }
+
     /// Returns who it is, if its first packet has been read.
     pub(crate) fn identity(&self) -> Option<&Identity> {
         self.identity.get()
@@ -256,8 +313,9 @@ impl Registry {
             killed: Notify::new(),
             cancels: watch::Sender::new(0),
             at_work: AtomicBool::new(false),
+            is_console: AtomicBool::new(false),
         });
-        lock(&self.sessions).insert(id, entry.clone());
+        lock(&self.sessions).entries.insert(id, entry.clone());
         Place { registry: self.clone(), entry, before }
     }
 
@@ -266,16 +324,25 @@ impl Registry {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Returns the sessions, the oldest first.
-    pub(crate) fn sessions(&self) -> Vec<Arc<Entry>> {
-        let mut sessions: Vec<_> = lock(&self.sessions).values().cloned().collect();
-        sessions.sort_by_key(|entry| entry.id);
-        sessions
+    /// Counts everything.
+    pub(crate) fn census(&self) -> Census {
+        let sessions = lock(&self.sessions);
+        let mut entries: Vec<_> = sessions.entries.values().cloned().collect();
+        let (mut totals, mut by_database) = (sessions.past, sessions.past_by_database.clone());
+        for entry in &entries {
+            totals.add(entry.counters.totals());
+            if let Some(database) = entry.database() {
+                by_database.entry(database.to_owned()).or_default().add(entry.counters.totals());
+            }
+        }
+        drop(sessions);
+        entries.sort_by_key(|entry| entry.id);
+        Census { sessions: entries, connections: self.next.load(Ordering::Relaxed), totals, by_database }
     }
 
     /// Returns the session with that number.
     pub(crate) fn session(&self, id: u64) -> Option<Arc<Entry>> {
-        lock(&self.sessions).get(&id).cloned()
+        lock(&self.sessions).entries.get(&id).cloned()
     }
 
     /// Returns the session that a cancel request means.
@@ -283,19 +350,23 @@ impl Registry {
         lock(&self.keys).get(key).cloned()
     }
 
-    /// Returns how many sessions there have been, and what those that have ended had counted.
-    pub(crate) fn past(&self) -> (u64, &Counters) {
-        (self.next.load(Ordering::Relaxed), &self.past)
-    }
-
     /// Waits until no session is left.
     pub(crate) async fn wait_until_empty(&self) {
+        self.wait_until(|| self.len() == 0).await;
+    }
+
+    /// Waits until no session is left but those of consoles.
+    pub(crate) async fn wait_for_consoles_only(&self) {
+        self.wait_until(|| self.len() <= self.consoles.load(Ordering::Acquire)).await;
+    }
+
+    async fn wait_until(&self, come: impl Fn() -> bool) {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
             // Registered before the look, so that the last one's end is not missed.
             ended.as_mut().enable();
-            if self.len() == 0 {
+            if come() {
                 return;
             }
             ended.await;
@@ -313,6 +384,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Says that the session is a console's: a shutdown does not wait for it.
+    pub(crate) fn becomes_console(&self) {
+        if !self.entry.is_console.swap(true, Ordering::AcqRel) {
+            self.registry.consoles.fetch_add(1, Ordering::AcqRel);
+            self.registry.ended.notify_waiters();
+        }
+    }
+
     /// Says which session on which server the client's is relayed to. `key` is the body of its BackendKeyData.
     pub(crate) fn relayed_to(&self, key: &[u8], attempt: Arc<Attempt>) {
         // One session has one server, which says its key once.
@@ -327,8 +406,16 @@ impl Drop for Place {
         if let Some(behind) = self.entry.behind() {
             lock(&self.registry.keys).remove(&behind.key);
         }
-        lock(&self.registry.sessions).remove(&self.entry.id);
-        self.registry.past.add(&self.entry.counters);
+        let mut sessions = lock(&self.registry.sessions);
+        sessions.entries.remove(&self.entry.id);
+        sessions.past.add(self.entry.counters.totals());
+        if let Some(database) = self.entry.database() {
+            sessions.past_by_database.entry(database.to_owned()).or_default().add(self.entry.counters.totals());
+        }
+        drop(sessions);
+        if self.entry.is_console() {
+            self.registry.consoles.fetch_sub(1, Ordering::AcqRel);
+        }
         self.registry.count.fetch_sub(1, Ordering::AcqRel);
         self.registry.ended.notify_waiters();
     }
@@ -348,7 +435,25 @@ mod tests {
         assert!(registry.by_key(b"key").is_none());
         drop(place);
         assert!(registry.session(1).is_none());
-        assert_eq!((registry.past().0, registry.past().1.sent.get()), (1, 7));
+        let census = registry.census();
+        assert_eq!((census.sessions.len(), census.connections, census.totals.sent), (0, 1, 7));
+        assert!(census.by_database.is_empty());
+        registry.wait_until_empty().await;
+    }
+
+    #[tokio::test]
+    async fn consoles_are_not_waited_for() {
+        let registry = Arc::new(Registry::default());
+        let (console, session) =
+            (registry.enter("127.0.0.1:1".parse().unwrap()), registry.enter("127.0.0.1:2".parse().unwrap()));
+        console.becomes_console();
+        let waits = registry.wait_for_consoles_only();
+        tokio::pin!(waits);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(5), &mut waits).await.is_err());
+        drop(session);
+        waits.await;
+        assert_eq!(registry.len(), 1);
+        drop(console);
         registry.wait_until_empty().await;
     }
 

@@ -89,6 +89,11 @@ impl Relay {
         }
     }
 
+    /// Returns whether the login is through.
+    fn is_ready(&self) -> bool {
+        self.ready.get()
+    }
+
     /// Waits until nothing is going on and no transaction is open. A login that is not through is nothing.
     pub(crate) async fn idle(&self) {
         while self.ready.get()
@@ -300,6 +305,7 @@ impl Relay {
             self.at_boundary.set(walker.at_boundary());
             buffer.advance(at);
             if became_ready && !self.ready.replace(true) {
+                self.session.shared.events.login(true);
                 self.became_ready.notify_waiters();
             }
             if self.entry().status() != 0 {
@@ -363,6 +369,9 @@ impl Relay {
                 let severity = Fields::decode(body).and_then(|f| f.get(b'V').map(<[u8]>::to_vec));
                 if matches!(severity.as_deref(), Some(b"FATAL" | b"PANIC")) {
                     self.parting.set(true);
+                    if !self.is_ready() {
+                        self.session.shared.events.login(false);
+                    }
                 }
             }
             _ => {}

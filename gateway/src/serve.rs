@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,12 @@ use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
 use gateway::config::{CatalogSource, Config, Secret};
 use gateway::embedded::{DataDir, EmbeddedCatalog, INTERNAL_ROLE, PasswordPlace, ROLE, internal_password};
+use gateway::metrics::{self, Monitor};
 use gateway::reload::Reloader;
 use gateway::server::{Server, ServerOptions};
 use mirror::engine::{self, EngineOptions};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -38,13 +41,19 @@ pub(crate) async fn serve(config: Config, reloader: Reloader) -> anyhow::Result<
     // From now on it does not end the process.
     let hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let reloader = Arc::new(reloader);
+    let monitor = Monitor::new(config.role);
+    // From the first moment, so that a start that takes long can be seen.
+    let _monitoring = match config.metrics_listen {
+        Some(address) => Some(monitor_on(address, monitor.clone()).await?),
+        None => None,
+    };
     let directory = DataDir::lock(&config.data_dir)?;
     let embedded = tokio::select! {
         embedded = start_embedded(&config, &directory) => embedded?,
         // A server that was just being started gets its end from the kernel.
         () = stop.received() => return Ok(()),
     };
-    let result = serve_on(&config, &directory, embedded.as_ref(), &mut stop, &reloader, hangup).await;
+    let result = serve_on(&config, &directory, embedded.as_ref(), &mut stop, Seen { reloader, monitor, hangup }).await;
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
@@ -57,8 +66,7 @@ async fn serve_on(
     directory: &DataDir,
     embedded: Option<&EmbeddedCatalog>,
     stop: &mut StopSignal,
-    reloader: &Arc<Reloader>,
-    hangup: Signal,
+    Seen { reloader, monitor, hangup }: Seen,
 ) -> anyhow::Result<()> {
     let access = CatalogAccess::new(config, embedded)?;
     let keyring = keyring(config)?;
@@ -66,7 +74,10 @@ async fn serve_on(
         migrated = access.migrate(&keyring) => migrated?,
         () = stop.received() => return Ok(()),
     }
-    let mut gateway = None;
+    if config.metrics_listen.is_some() {
+        monitor.watch_catalog(access.open(keyring.clone())?);
+    }
+    let (mut gateway, mut control) = (None, None);
     if config.role.runs_gateway() {
         raise_file_limit(config.sessions_max);
         // A pool of its own: its sessions live on the gateway's threads and end with them, before the engine does.
@@ -76,6 +87,9 @@ async fn serve_on(
             tracing::info!(%address, "listening beyond this machine without TLS");
         }
         reloader.steer(server.control());
+        server.control().offer_reload(&reloader);
+        control = Some(server.control());
+        monitor.watch_gateway(server.control());
         gateway = Some((address, Part::start(|shutdown| server.serve(shutdown))));
     }
     let mut engine = None;
@@ -88,8 +102,17 @@ async fn serve_on(
     announce(gateway.as_ref().map(|(address, _)| *address), embedded);
     let mut gateway = gateway.map(|(_, part)| part);
 
+    let console = async {
+        match &control {
+            Some(control) => control.stop_asked().await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
+        // Before the gateway's end, which a stop that was asked for on the console brings about, too.
+        biased;
         () = stop.received() => None,
+        () = console => None,
         result = Part::ended(&mut gateway) => Some(result.context("the gateway has ended")),
         result = Part::ended(&mut engine) => Some(result.context("the engine has ended")),
     };
@@ -255,6 +278,21 @@ fn announce(address: Option<std::net::SocketAddr>, embedded: Option<&EmbeddedCat
         }
     }
     let _ = out.flush();
+}
+
+/// How an operator sees and steers the process.
+struct Seen {
+    reloader: Arc<Reloader>,
+    monitor: Arc<Monitor>,
+    hangup: Signal,
+}
+
+async fn monitor_on(address: SocketAddr, monitor: Arc<Monitor>) -> anyhow::Result<AbortOnDrop> {
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?;
+    let address = listener.local_addr().context("cannot read the listening address")?;
+    tracing::info!(%address, "serving /metrics, /healthz and /readyz");
+    Ok(AbortOnDrop(tokio::spawn(metrics::serve(listener, monitor))))
 }
 
 /// Reloads at each SIGHUP.

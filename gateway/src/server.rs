@@ -4,8 +4,8 @@
 //! `session`.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use catalog::Catalog;
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +15,9 @@ use tokio::task::LocalSet;
 use crate::backend::Backend;
 use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
+use crate::metrics::{Events, Figures};
+use crate::registry::State;
+use crate::reload::Reloader;
 use crate::session::{self, Shared};
 use crate::tls::Tls;
 
@@ -131,9 +134,41 @@ impl Control {
         Ok(Prepared(live))
     }
 
-    /// Returns when the certificate that is shown to clients ends, in seconds since 1970; `None`: there is none.
-    pub fn certificate_expires(&self) -> Option<u64> {
-        self.shared.live.get().tls.as_ref().map(|tls| tls.expires)
+    /// Returns whether new logins are refused.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.shared.phase.borrow() != Phase::Open
+    }
+
+    /// Returns what has happened.
+    pub(crate) fn events(&self) -> &Events {
+        &self.shared.events
+    }
+
+    /// Returns what the sessions are doing and have done.
+    pub(crate) fn figures(&self) -> Figures {
+        let live = self.shared.live.get();
+        let census = self.shared.registry.census();
+        let count = |state| census.sessions.iter().filter(|entry| entry.state() == state).count();
+        Figures {
+            sessions: State::ALL.iter().map(|state| (state.name(), count(*state))).collect(),
+            sessions_max: live.sessions_max,
+            connections: census.connections,
+            totals: census.totals,
+            draining: self.is_draining(),
+            certificate_expires: live.tls.as_ref().map(|tls| tls.expires),
+        }
+    }
+
+    /// Says what reads the configuration again, for the console's RELOAD.
+    pub fn offer_reload(&self, reloader: &Arc<Reloader>) {
+        let _ = self.shared.reloader.set(Arc::downgrade(reloader));
+    }
+
+    /// Waits until the console asks for a stop. The server stops by itself then; this is for what is beside it.
+    pub async fn stop_asked(&self) {
+        if self.shared.asked.subscribe().wait_for(|asked| asked.stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Puts options in force, for sessions that begin from now on.
@@ -173,12 +208,18 @@ impl Server {
         check_tls(&backend, live.tls.as_ref()).await?;
         let listen = |source| Error::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
         let (phase, watched) = watch::channel(Phase::Open);
         let shared = Arc::new(Shared {
             backend,
             catalog,
             registry: Arc::default(),
             phase: watched,
+            events: Events::default(),
+            address,
+            began: SystemTime::now(),
+            asked: watch::Sender::default(),
+            reloader: OnceLock::new(),
             live: LiveCell(RwLock::new(Arc::new(live))),
             cancel_permits: Semaphore::new(CANCELS_MAX),
         });
@@ -211,15 +252,23 @@ impl Server {
         for n in 0..count {
             threads.push(Thread::start(n, shared.clone())?);
         }
+        let (mut drain_asked, mut stop_asked) = (shared.asked.subscribe(), shared.asked.subscribe());
         let stopping = async {
-            // A sender that is gone means that nobody will ever say so: stop.
-            let _ = shutdown.wait_for(|stop| *stop).await;
+            tokio::select! {
+                // A sender that is gone means that nobody will ever say so: stop.
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                _ = stop_asked.wait_for(|asked| asked.stop) => {}
+            }
         };
         tokio::pin!(stopping);
         let mut next = 0;
         loop {
             tokio::select! {
                 () = &mut stopping => break,
+                _ = drain_asked.wait_for(|asked| asked.drain), if *phase.borrow() == Phase::Open => {
+                    tracing::info!(sessions = shared.registry.len(), "draining until a stop is asked for");
+                    phase.send_replace(Phase::Draining);
+                }
                 socket = accept(&listener) => hand_over(&threads, &mut next, socket),
             }
         }
@@ -228,7 +277,7 @@ impl Server {
         let drained = async {
             loop {
                 tokio::select! {
-                    () = shared.registry.wait_until_empty() => return,
+                    () = shared.registry.wait_for_consoles_only() => return,
                     socket = accept(&listener) => hand_over(&threads, &mut next, socket),
                 }
             }

@@ -3,9 +3,10 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use catalog::Catalog;
@@ -18,11 +19,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::backend::{Backend, cancel, tune};
+use crate::admin;
+use crate::backend::{Backend, Connected, cancel, tune};
 use crate::error::Fatal;
 use crate::login::{Refused, authenticate, open_peer};
+use crate::metrics::Events;
 use crate::registry::{Identity, Place, Registry};
 use crate::relay::{End, Relay};
+use crate::reload::Reloader;
 use crate::server::{LiveCell, Phase};
 use crate::startup::{First, Startup};
 use crate::tls::{self, Tls, negotiate};
@@ -41,9 +45,38 @@ pub(crate) struct Shared {
     pub(crate) cancel_permits: Semaphore,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) live: LiveCell,
+    pub(crate) events: Events,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// When it began.
+    pub(crate) began: SystemTime,
+    /// What the console has asked for.
+    pub(crate) asked: watch::Sender<Asked>,
+    /// Reads the configuration again, if there is one.
+    pub(crate) reloader: OnceLock<Weak<Reloader>>,
+}
+
+/// What the console has asked for, of the server as a whole.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Asked {
+    /// To take no new sessions.
+    pub(crate) drain: bool,
+    /// To stop.
+    pub(crate) stop: bool,
 }
 
 impl Shared {
+    /// Connects to the catalog's server, and notes how long that took.
+    ///
+    /// # Errors
+    /// As [`Backend::connect`].
+    pub(crate) async fn connect(&self) -> io::Result<Connected> {
+        let began = Instant::now();
+        let connected = self.backend.connect().await?;
+        self.events.backend_connect_seconds.observe(began.elapsed().as_secs_f64());
+        Ok(connected)
+    }
+
     /// Returns whether the client was shown the certificate that this stands for: then what it binds its SCRAM exchange to means
     /// something to a server that shows it too.
     pub(crate) fn shows(&self, client: &Client, certificate: Option<&[u8]>) -> bool {
@@ -158,19 +191,21 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     };
     // Until there is a packet, there is nobody to say to that it took too long.
     let (client, first) = tokio::select! {
-        begun = tokio::time::timeout_at(deadline, begin(socket, live.tls.as_ref())) => match begun {
+        begun = tokio::time::timeout_at(deadline, begin(&shared.events, socket, live.tls.as_ref())) => match begun {
             Ok(Ok(Some(begun))) => begun,
             _ => return,
         },
         () = hurry => return,
     };
     let (packet, startup) = match first {
-        Err(fatal) => return client.end(Some(fatal)).await,
+        Err(fatal) => return end(&shared, client, Some(fatal)).await,
         Ok((packet, First::Cancel(key))) => {
             // A cancel request must get through when there are too many sessions.
             return pass_cancel_on(&shared, client, &packet, &key).await;
         }
-        Ok((_, First::Negotiation(minor))) => return client.end(Some(Fatal::UnsupportedProtocol(1234, minor))).await,
+        Ok((_, First::Negotiation(minor))) => {
+            return end(&shared, client, Some(Fatal::UnsupportedProtocol(1234, minor))).await;
+        }
         Ok((packet, First::Session(startup))) => (packet, startup),
     };
     place.entry.identify(Identity {
@@ -179,25 +214,36 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
         application_name: startup.text("application_name").unwrap_or_default(),
         tls: client.tls_version(),
     });
-    let refusal = if *shared.phase.borrow() != Phase::Open {
+    let console = startup.database == admin::DATABASE;
+    let refusal = if *shared.phase.borrow() != Phase::Open && !console {
         Some(Fatal::ShuttingDown)
     } else if live.tls_required && !client.is_tls() {
         Some(Fatal::TlsRequired)
-    } else if place.before >= live.sessions_max {
+    } else if place.before >= live.sessions_max && !console {
         Some(Fatal::TooManySessions)
     } else {
         tls::refusal(&client.io, live.tls.as_ref().and_then(|tls| tls.check), &startup.user)
     };
     if refusal.is_some() {
-        return client.end(refusal).await;
+        return end(&shared, client, refusal).await;
     }
+    let all = shared.clone();
     let (client, fatal) = match route(&shared, &startup).await {
         Err(fatal) => (client, Some(fatal)),
+        Ok(Route::Console) => on_console(shared, place, client, startup, deadline).await,
         Ok(Route::Catalog { intercepts, database_hint }) => {
             on_catalog(shared, place, client, packet, startup, intercepts, database_hint, deadline).await
         }
         Ok(Route::Peer) => on_peer(shared, place, client, startup, deadline).await,
     };
+    end(&all, client, fatal).await;
+}
+
+/// Ends a session and counts why.
+async fn end(shared: &Shared, client: Client, fatal: Option<Fatal>) {
+    if let Some(fatal) = &fatal {
+        shared.events.error(fatal.sqlstate().to_string());
+    }
     client.end(fatal).await;
 }
 
@@ -207,6 +253,8 @@ enum Route {
     Catalog { intercepts: bool, database_hint: Option<String> },
     /// To the peer of the database's name.
     Peer,
+    /// To the gateway itself.
+    Console,
 }
 
 /// Finds out what the database's name stands for: the catalog, a peer, or another database of the catalog's server.
@@ -217,6 +265,9 @@ async fn route(shared: &Shared, startup: &Startup) -> Result<Route, Fatal> {
     // Other protocols than ours are the server's to refuse.
     if startup.version.0 != 3 {
         return Ok(Route::Catalog { intercepts: false, database_hint: None });
+    }
+    if startup.database == admin::DATABASE {
+        return Ok(Route::Console);
     }
     let names = shared.catalog.peer_names(&startup.user, &startup.database).await.map_err(|error| {
         tracing::warn!(error = %error, "cannot ask the catalog for peers");
@@ -242,7 +293,7 @@ async fn on_catalog(
     database_hint: Option<String>,
     deadline: Instant,
 ) -> (Client, Option<Fatal>) {
-    let connected = match shared.backend.connect().await {
+    let connected = match shared.connect().await {
         Ok(connected) => connected,
         Err(error) => {
             tracing::warn!(error = %error, "cannot reach the catalog for a session");
@@ -299,6 +350,7 @@ async fn on_peer(
         Err(Refused::Told) => (client, None),
         Err(Refused::Fatal(fatal)) => (client, Some(fatal)),
         Ok(peer) => {
+            shared.events.login(true);
             place.relayed_to(&peer.key, peer.attempt.clone());
             let session = Session {
                 shared,
@@ -315,11 +367,43 @@ async fn on_peer(
     }
 }
 
+/// Serves a session with the gateway itself.
+async fn on_console(
+    shared: Arc<Shared>,
+    place: Place,
+    mut client: Client,
+    startup: Startup,
+    deadline: Instant,
+) -> (Client, Option<Fatal>) {
+    place.becomes_console();
+    let login = tokio::time::timeout_at(deadline, admin::log_in(&shared, &place.entry, &mut client, &startup)).await;
+    let fatal = match login {
+        Err(_) => Some(Fatal::LoginTimeout),
+        Ok(Err(Refused::Told)) => None,
+        Ok(Err(Refused::Fatal(fatal))) => Some(fatal),
+        Ok(Ok(rights)) => {
+            shared.events.login(true);
+            admin::serve(&shared, &place.entry, &mut client, &startup.user, rights).await
+        }
+    };
+    (client, fatal)
+}
+
 type Begun = (Client, Result<(Vec<u8>, First), Fatal>);
 
 /// Negotiates TLS and reads the first packet.
-async fn begin(socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>> {
-    let Some(negotiated) = negotiate(socket, tls.map(|tls| tls.acceptor.clone())).await? else { return Ok(None) };
+async fn begin(events: &Events, socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>> {
+    let negotiated = negotiate(socket, tls.map(|tls| tls.acceptor.clone())).await;
+    match &negotiated {
+        Ok(Some(negotiated)) if matches!(negotiated.io, MaybeTls::Tls(_)) => events.tls_handshake(true),
+        // Other errors are those of a socket that broke.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::info!(error = %error, "a TLS handshake failed");
+            events.tls_handshake(false);
+        }
+        _ => {}
+    }
+    let Some(negotiated) = negotiated? else { return Ok(None) };
     let mut client = Client { io: negotiated.io, read: negotiated.read };
     if let Some(fatal) = negotiated.fatal {
         return Ok(Some((client, Err(fatal))));
@@ -334,6 +418,7 @@ async fn begin(socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>
 
 /// Passes a cancel request on, and waits until the server has dealt with it, as clients do.
 async fn pass_cancel_on(shared: &Shared, client: Client, packet: &[u8], key: &[u8]) {
+    shared.events.cancel();
     let session = shared.registry.by_key(key);
     if session.as_ref().is_some_and(|session| session.cancel_work()) {
         return client.end(None).await;

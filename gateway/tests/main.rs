@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
+mod admin;
 mod crash;
 mod embedded;
+mod metrics;
 mod peers;
 mod relay;
 mod reload;

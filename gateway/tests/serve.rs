@@ -64,8 +64,12 @@ impl Server {
 
     fn ready(mut child: Child) -> Self {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let printed: Vec<String> = lines.by_ref().take(3).map(Result::unwrap).collect();
-        if !printed.first().is_some_and(|line| line.starts_with("peergate is ready on ")) {
+        let mut printed: Vec<String> = lines.by_ref().take(1).map(Result::unwrap).collect();
+        let engine = printed.first().is_some_and(|line| line == "peergate's engine is ready");
+        if !engine {
+            printed.extend(lines.by_ref().take(2).map(Result::unwrap));
+        }
+        if !engine && !printed.first().is_some_and(|line| line.starts_with("peergate is ready on ")) {
             let mut log = String::new();
             child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
             panic!("not ready: {printed:?}\n{log}");

@@ -54,18 +54,23 @@ pub(crate) async fn new_database() -> (Arc<TestCluster>, String) {
     (cluster, database)
 }
 
-/// As [`start`], with other options.
-pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gateway {
-    let (cluster, database) = new_database().await;
+/// Access to a catalog, as a gateway has it.
+pub(crate) fn catalog_in(cluster: &TestCluster, database: &str) -> Catalog {
     let options = PeerOptions::plain([
         ("host", "127.0.0.1".to_owned()),
         ("port", cluster.port().to_string()),
         ("user", "postgres".to_owned()),
-        ("database", database.clone()),
+        ("database", database.to_owned()),
         ("sslmode", "disable".to_owned()),
     ]);
     let keyring = Arc::new(Keyring::parse(&"5a".repeat(32)).unwrap());
-    let catalog = Catalog::new(Connector::new(&options).unwrap(), keyring).unwrap();
+    Catalog::new(Connector::new(&options).unwrap(), keyring).unwrap()
+}
+
+/// As [`start`], with other options.
+pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gateway {
+    let (cluster, database) = new_database().await;
+    let catalog = catalog_in(&cluster, &database);
     catalog.migrate().await.unwrap();
     let mut options = ServerOptions::new("127.0.0.1:0".parse().unwrap());
     options.threads = 2;

@@ -29,6 +29,8 @@ codes! {
     FEATURE_NOT_SUPPORTED = b"0A000";
     /// invalid_parameter_value.
     INVALID_PARAMETER_VALUE = b"22023";
+    /// character_not_in_repertoire.
+    CHARACTER_NOT_IN_REPERTOIRE = b"22021";
     /// unique_violation.
     UNIQUE_VIOLATION = b"23505";
     /// exclusion_violation.
@@ -37,12 +39,16 @@ codes! {
     READ_ONLY = b"25006";
     /// active_sql_transaction.
     ACTIVE_SQL_TRANSACTION = b"25001";
+    /// invalid_sql_statement_name.
+    UNDEFINED_STATEMENT = b"26000";
     /// invalid_authorization_specification.
     INVALID_AUTHORIZATION = b"28000";
     /// invalid_password.
     INVALID_PASSWORD = b"28P01";
     /// dependent_objects_still_exist.
     DEPENDENT_OBJECTS = b"2BP01";
+    /// invalid_cursor_name.
+    UNDEFINED_CURSOR = b"34000";
     /// syntax_error.
     SYNTAX_ERROR = b"42601";
     /// insufficient_privilege.
@@ -69,6 +75,8 @@ codes! {
     OBJECT_IN_USE = b"55006";
     /// query_canceled.
     QUERY_CANCELED = b"57014";
+    /// config_file_error.
+    CONFIG_FILE_ERROR = b"F0000";
     /// admin_shutdown.
     ADMIN_SHUTDOWN = b"57P01";
     /// cannot_connect_now.
