@@ -8,8 +8,8 @@
 /// Bytes of a frame's header: the tag and the length.
 pub const HEADER_BYTES: usize = 5;
 
-/// Largest start-up packet that PostgreSQL takes, in bytes, its length included.
-pub const STARTUP_BYTES_MAX: usize = 10_000;
+/// Largest start-up packet that PostgreSQL takes, in bytes, its length included: the 10,000 that it allows are without it.
+pub const STARTUP_BYTES_MAX: usize = 10_004;
 
 /// A frame that cannot be one: the stream is not, or no longer, the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,11 +211,12 @@ mod tests {
             bytes.extend_from_slice(&length.to_be_bytes());
             assert_eq!(Header::read(&bytes), Err(FrameError::Length { tag: b'Q', length }));
         }
-        for length in [i32::MIN, -1, 0, 7, 10_001, i32::MAX] {
+        for length in [i32::MIN, -1, 0, 7, 10_005, i32::MAX] {
             assert_eq!(startup_length(&length.to_be_bytes()), Err(FrameError::Startup { length }));
         }
         assert_eq!(startup_length(&[0, 0, 0]), Ok(None));
         assert_eq!(startup_length(&[0, 0, 0, 8]), Ok(Some(8)));
+        assert_eq!(startup_length(&10_004_i32.to_be_bytes()), Ok(Some(10_004)));
     }
 
     #[test]
