@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check clients regress bench bench-gateway golden run
+.PHONY: demo test check clients regress bench bench-gateway fuzz golden run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -30,6 +30,17 @@ bench: bench-gateway
 bench-gateway:
 	scripts/setup.sh bench
 	cargo bench -p gateway --bench relay
+
+# Searches for input that breaks what gateway/tests/properties.rs says must hold; SECONDS (default 60) for each target. What is found
+# stays in fuzz/corpus, what breaks in fuzz/artifacts. Needs no nightly compiler: Rust itself looks for what a sanitizer would.
+fuzz: SECONDS ?= 60
+fuzz:
+	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
+	for target in frames text; do \
+		mkdir -p fuzz/corpus/$$target && \
+		cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-dict=fuzz/words.dict -max_len=2048 -max_total_time=$(SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 # The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
 golden:

@@ -5,8 +5,11 @@
 mod admin;
 mod crash;
 mod embedded;
+mod hostile;
 mod metrics;
 mod peers;
+mod process;
+mod properties;
 mod relay;
 mod reload;
 mod serve;
