@@ -25,7 +25,7 @@ use tokio_postgres::config::Host;
 use self::command::{Command, ConsoleError};
 use self::console::{Console, Notice, Outcome, Reply, Run};
 use self::view::{Doing, ListenerView, ServerView, SessionView, View};
-use crate::backend::cancel;
+use crate::backend::{cancel, cancel_packet};
 use crate::config::TlsMode;
 use crate::error::Fatal;
 use crate::login::{AUTHENTICATION_OK, Refused, authenticate, next_frame};
@@ -232,9 +232,7 @@ async fn cancel_session(entry: &Entry) -> Result<(), ConsoleError> {
         let message = format!("session {} has no server session", entry.id);
         return Err(ConsoleError::new(SqlState::WRONG_STATE, message).hint("KILL ends it."));
     };
-    let length = (8 + behind.key.len()) as u32;
-    let packet = [&length.to_be_bytes()[..], &[0x04, 0xd2, 0x16, 0x2e], &behind.key].concat();
-    cancel(&behind.attempt, &packet).await.map_err(|error| {
+    cancel(&behind.attempt, &cancel_packet(&behind.key)).await.map_err(|error| {
         ConsoleError::new(SqlState::CONNECTION_FAILURE, format!("cannot pass the cancel request on: {error}"))
     })
 }

@@ -82,6 +82,13 @@ impl Backend {
     }
 }
 
+/// Writes a CancelRequest for the session with that key, the body of its BackendKeyData.
+///
+/// Source: PostgreSQL docs, protocol-message-formats, "CancelRequest".
+pub(crate) fn cancel_packet(key: &[u8]) -> Vec<u8> {
+    [&(8 + key.len() as u32).to_be_bytes()[..], &[0x04, 0xd2, 0x16, 0x2e], key].concat()
+}
+
 /// Sends a cancel request to the server that is reached by `attempt`, and waits until it has dealt with it, as clients do.
 ///
 /// # Errors

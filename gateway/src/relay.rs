@@ -103,6 +103,12 @@ impl Relay {
         }
     }
 
+    /// Returns whether the server may be at work for a client that has not said goodbye.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let waits = matches!(self.entry().status(), b'I' | b'T' | b'E') && self.interceptor.borrow().is_idle();
+        !self.parting.get() && !waits
+    }
+
     /// Returns whether an error can be put into the client's stream now.
     pub(crate) fn can_speak(&self) -> bool {
         self.at_boundary.get()

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::admin;
-use crate::backend::{Backend, Connected, cancel, tune};
+use crate::backend::{Backend, Connected, cancel, cancel_packet, tune};
 use crate::error::Fatal;
 use crate::login::{Refused, authenticate, open_peer};
 use crate::metrics::Events;
@@ -191,7 +191,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     };
     // Until there is a packet, there is nobody to say to that it took too long.
     let (client, first) = tokio::select! {
-        begun = tokio::time::timeout_at(deadline, begin(&shared.events, socket, live.tls.as_ref())) => match begun {
+        begun = tokio::time::timeout_at(deadline, begin(&shared.events, address, socket, live.tls.as_ref())) => match begun {
             Ok(Ok(Some(begun))) => begun,
             _ => return,
         },
@@ -392,13 +392,13 @@ async fn on_console(
 type Begun = (Client, Result<(Vec<u8>, First), Fatal>);
 
 /// Negotiates TLS and reads the first packet.
-async fn begin(events: &Events, socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>> {
+async fn begin(events: &Events, client: SocketAddr, socket: TcpStream, tls: Option<&Tls>) -> io::Result<Option<Begun>> {
     let negotiated = negotiate(socket, tls.map(|tls| tls.acceptor.clone())).await;
     match &negotiated {
         Ok(Some(negotiated)) if matches!(negotiated.io, MaybeTls::Tls(_)) => events.tls_handshake(true),
         // Other errors are those of a socket that broke.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            tracing::info!(error = %error, "a TLS handshake failed");
+            tracing::info!(%client, error = %error, "a TLS handshake failed");
             events.tls_handshake(false);
         }
         _ => {}
@@ -458,11 +458,26 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
         end = ended => End::Fatal(end.unwrap_or(Fatal::Shutdown)),
     };
     control.abort();
+    if !matches!(end, End::Server) && relay.is_abandoned() {
+        stop_server(relay.session()).await;
+    }
     let fatal = match end {
         End::Client | End::Server => None,
         End::Fatal(fatal) => relay.can_speak().then_some(fatal),
     };
     (Client { io: client_read.unsplit(client_write), read: BytesMut::new() }, fatal)
+}
+
+/// Cancels what a session's server is doing. That nobody is there any more it would notice only when it has something to say.
+async fn stop_server(session: &Session) {
+    let Some(behind) = session.place.entry.behind() else { return };
+    let stop = async {
+        let _permit = session.shared.cancel_permits.acquire().await.map_err(io::Error::other)?;
+        cancel(&behind.attempt, &cancel_packet(&behind.key)).await
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(PARTING_TIMEOUT, stop).await {
+        tracing::debug!(error = %error, "cannot cancel what a server does for a session that has ended");
+    }
 }
 
 /// Waits for what ends a session from outside.

@@ -43,6 +43,13 @@ fn code(error: &Error) -> &str {
     error.code().unwrap().code()
 }
 
+/// Returns the id of the session whose server has that process id.
+async fn id(console: &Client, pid: i32) -> String {
+    let sessions = show(console, "SESSIONS").await;
+    let row = sessions.iter().find(|row| cell(row, "remote_pid") == pid.to_string()).unwrap();
+    cell(row, "id").to_owned()
+}
+
 async fn psql(gateway: &Gateway, arguments: &[&str]) -> String {
     let psql = catalog::cluster::Binaries::find(None).unwrap().tool("psql").unwrap();
     let dsn = format!("host=127.0.0.1 port={} user=postgres dbname={DATABASE}", gateway.address.port());
@@ -147,38 +154,49 @@ async fn psql_shows_tables_and_errors_with_their_place() {
 async fn sessions_are_ended_and_cancelled_by_their_ids() {
     let gateway = start().await;
     let console = console(&gateway).await;
-    let id = async |pid: i32| {
-        let sessions = show(&console, "SESSIONS").await;
-        let row = sessions.iter().find(|row| cell(row, "remote_pid") == pid.to_string()).unwrap();
-        cell(row, "id").to_owned()
-    };
     let direct = gateway.connect_directly().await;
+    let asleep = "select from pg_stat_activity where pid = $1 and wait_event = 'PgSleep'";
     let victim = gateway.connect().await;
     let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
     // The driver closes its statement in passing; the answer to that is not to be the last word.
     victim.batch_execute("select 1").await.unwrap();
     let sleeping = victim.batch_execute("select pg_sleep(60)");
     let cancel = async {
-        let id = id(pid).await;
-        let asleep = "select from pg_stat_activity where pid = $1 and wait_event = 'PgSleep'";
+        let id = id(&console, pid).await;
         eventually("it sleeps", async || !direct.query(asleep, &[&pid]).await.unwrap().is_empty()).await;
         let sessions = show(&console, "SESSIONS").await;
         assert!(sessions.iter().any(|row| cell(row, "id") == id && cell(row, "state") == "active"), "{sessions:?}");
         console.batch_execute(&format!("CANCEL {id}")).await.unwrap();
         id
     };
-    let (slept, id) =
+    let (slept, ended) =
         tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(sleeping, cancel) }).await.unwrap();
     assert_eq!(code(&slept.unwrap_err()), "57014");
     victim.batch_execute("select 1").await.unwrap();
-    console.batch_execute(&format!("KILL {id}")).await.unwrap();
+    console.batch_execute(&format!("KILL {ended}")).await.unwrap();
     eventually("it is gone", async || victim.is_closed()).await;
     eventually("its server is gone", async || {
         direct.query("select from pg_stat_activity where pid = $1", &[&pid]).await.unwrap().is_empty()
     })
     .await;
-    let error = console.batch_execute(&format!("KILL {id}")).await.unwrap_err();
+    let error = console.batch_execute(&format!("KILL {ended}")).await.unwrap_err();
     assert_eq!(code(&error), "42704");
+
+    // A session that is busy ends too, with its server.
+    let victim = gateway.connect().await;
+    let pid: i32 = victim.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let sleeping = victim.batch_execute("select pg_sleep(60)");
+    let kill = async {
+        eventually("it sleeps", async || !direct.query(asleep, &[&pid]).await.unwrap().is_empty()).await;
+        console.batch_execute(&format!("KILL {}", id(&console, pid).await)).await.unwrap();
+    };
+    let (slept, ()) =
+        tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(sleeping, kill) }).await.unwrap();
+    assert_eq!(code(&slept.unwrap_err()), "57P01");
+    eventually("its server is gone", async || {
+        direct.query("select from pg_stat_activity where pid = $1", &[&pid]).await.unwrap().is_empty()
+    })
+    .await;
     assert_eq!(code(&console.batch_execute("RELOAD").await.unwrap_err()), "0A000");
 }
 

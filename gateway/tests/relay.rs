@@ -168,6 +168,35 @@ async fn a_client_that_vanishes_in_a_copy_frees_its_backing_session_within_a_sec
     }
 }
 
+/// A server that has nothing to say would not notice; one whose client said goodbye finishes, as without a gateway.
+#[tokio::test]
+async fn a_client_that_vanishes_ends_what_runs_but_one_that_says_goodbye_does_not() {
+    let gateway = start().await;
+    let direct = gateway.connect_directly().await;
+    direct.batch_execute("create table done (a text)").await.unwrap();
+    for polite in [false, true] {
+        let sql = format!("select pg_sleep({}); insert into done values ('{polite}')", if polite { 1 } else { 60 });
+        let mut socket = gateway.raw_session().await;
+        socket.write_all(&frame(b'Q', &[sql.as_bytes(), b"\0"].concat())).await.unwrap();
+        let running = async || {
+            let asked = "select from pg_stat_activity where query = $1 and wait_event = 'PgSleep'";
+            !direct.query(asked, &[&sql]).await.unwrap().is_empty()
+        };
+        eventually("it runs", running).await;
+        if polite {
+            socket.write_all(&frame(b'X', b"")).await.unwrap();
+        }
+        drop(socket);
+        let gone = Instant::now();
+        eventually("it ends", async || !running().await).await;
+        assert!(polite || gone.elapsed() < Duration::from_secs(1), "{:?}", gone.elapsed());
+    }
+    let done = async || {
+        direct.query_one("select string_agg(a, ',') from done", &[]).await.unwrap().get::<_, Option<String>>(0)
+    };
+    eventually("the polite one's work is done", async || done().await.as_deref() == Some("true")).await;
+}
+
 fn resident_kilobytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
