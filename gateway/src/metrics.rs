@@ -44,9 +44,17 @@ pub(crate) struct Events {
 
 impl Default for Events {
     fn default() -> Events {
+        // There from the beginning, so that the first is a change and can be alerted on.
+        let counts = || {
+            let counts = Counts::default();
+            for succeeded in [true, false] {
+                counts.get_or_create(&[("result", result(succeeded))]).inc_by(0);
+            }
+            counts
+        };
         Events {
-            logins: Counts::default(),
-            tls_handshakes: Counts::default(),
+            logins: counts(),
+            tls_handshakes: counts(),
             cancels: Counter::default(),
             errors: Family::default(),
             backend_connect_seconds: Histogram::new(CONNECT_SECONDS),

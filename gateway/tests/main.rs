@@ -6,7 +6,6 @@ mod admin;
 mod crash;
 mod embedded;
 mod hostile;
-mod lifetime;
 mod metrics;
 mod peers;
 mod process;

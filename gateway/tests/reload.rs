@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::Signal;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tokio_postgres::NoTls;
+use std::time::Duration;
+use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::serve::{Place, Server};
 use crate::support::{eventually, new_database};
@@ -17,7 +19,7 @@ struct Configured {
     server: Server,
     file: PathBuf,
     database: String,
-    _cluster: std::sync::Arc<catalog::cluster::TestCluster>,
+    _cluster: Arc<catalog::cluster::TestCluster>,
 }
 
 impl Configured {
@@ -94,4 +96,41 @@ async fn sighup_changes_certificates_and_limits_and_drops_nobody() {
     drop(client);
     let log = tokio::task::spawn_blocking(|| running.server.stop()).await.unwrap();
     assert!(!log.contains("stopped"), "the log's filter did not change: {log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_reloads_and_stops_the_process() {
+    let (place, certificates) = (Place::new(), Certificates::new());
+    let mut running = Configured::start(&place.0, &certificates, "sessions_max = 7").await;
+    let (console, mut connection) = running.config().dbname("peergate_admin").connect(NoTls).await.unwrap();
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let heard = notices.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message {
+                heard.lock().unwrap().push(notice.to_string());
+            }
+        }
+    });
+    let setting = async || {
+        let rows = console.query("show config", &[]).await.unwrap();
+        let row = rows.iter().find(|row| row.get::<_, &str>("key") == "sessions_max").unwrap();
+        (row.get::<_, String>("value"), row.get::<_, String>("default"), row.get::<_, String>("changeable"))
+    };
+    assert_eq!(setting().await, ("7".to_owned(), "10000".to_owned(), "yes".to_owned()));
+    fs::write(&running.file, "sessions_max = 8\nthreads = 5").unwrap();
+    console.batch_execute("RELOAD").await.unwrap();
+    assert_eq!(setting().await.0, "8");
+    let said = notices.lock().unwrap().clone();
+    assert_eq!(said, ["NOTICE: changed: sessions_max", "WARNING: these change only with a restart: threads"]);
+    fs::write(&running.file, "sessions_max = 'many'").unwrap();
+    let error = console.batch_execute("RELOAD").await.unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!((error.code().code(), error.detail()), ("F0000", Some("All stays as it was.")));
+    assert_eq!(setting().await.0, "8");
+
+    console.batch_execute("SHUTDOWN").await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || running.server.child.wait().unwrap());
+    let status = tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
 }

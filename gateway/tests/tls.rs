@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use catalog::cluster::Binaries;
+use catalog::connect::Connector;
+use catalog::peer::PeerOptions;
 use gateway::config::{ClientCheck, TlsClients, TlsFiles};
 use gateway::server::ServerOptions;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -14,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Gateway, start, start_with};
+use crate::support::{Gateway, eventually, start, start_with};
 
 /// A folder with the files of certificates, and the authority that signs them. Removed when dropped.
 pub(crate) struct Certificates {
@@ -85,6 +87,20 @@ async fn conninfo(gateway: &Gateway, more: &str) -> Result<String, String> {
 /// Says whether a session uses TLS.
 async fn is_tls(gateway: &Gateway, more: &str) -> Result<bool, String> {
     conninfo(gateway, more).await.map(|said| said.contains("SSL connection"))
+}
+
+/// Opens sessions as sslmode=verify-full does.
+fn verifying_connector(gateway: &Gateway, authority: &Path) -> Connector {
+    let options = PeerOptions::plain([
+        ("host", "localhost".to_owned()),
+        ("hostaddr", "127.0.0.1".to_owned()),
+        ("port", gateway.address.port().to_string()),
+        ("user", "postgres".to_owned()),
+        ("database", gateway.database.clone()),
+        ("sslmode", "verify-full".to_owned()),
+        ("sslrootcert", authority.display().to_string()),
+    ]);
+    Connector::new(&options).unwrap()
 }
 
 /// Asks for TLS and returns the certificate that is shown.
@@ -191,20 +207,8 @@ async fn new_sessions_get_the_new_certificate_and_old_ones_go_on() {
     let ca = certificates.authority_file();
     let gateway = start_with(|o| o.tls = Some(old.clone())).await;
     assert_eq!(shown_certificate(gateway.address, &ca).await, der(&old));
-    let mut session = catalog::connect::Connector::new(&catalog::peer::PeerOptions::plain([
-        ("host", "localhost".to_owned()),
-        ("hostaddr", "127.0.0.1".to_owned()),
-        ("port", gateway.address.port().to_string()),
-        ("user", "postgres".to_owned()),
-        ("database", gateway.database.clone()),
-        ("sslmode", "verify-full".to_owned()),
-        ("sslrootcert", ca.display().to_string()),
-    ]))
-    .unwrap()
-    .connect()
-    .await
-    .unwrap()
-    .0;
+    let connector = verifying_connector(&gateway, &ca);
+    let mut session = connector.connect().await.unwrap().0;
 
     let mut options = ServerOptions::new(gateway.address);
     options.tls = Some(new.clone());
@@ -228,4 +232,22 @@ async fn new_sessions_get_the_new_certificate_and_old_ones_go_on() {
     assert_eq!(shown_certificate(gateway.address, &ca).await, der(&new));
     drop(transaction);
     assert_eq!(session.query_one("select 2", &[]).await.unwrap().get::<_, i32>(0), 2);
+}
+
+#[tokio::test]
+async fn cancel_requests_come_over_tls_too() {
+    let certificates = Certificates::new();
+    let files = certificates.issue("server", "localhost", &["localhost"]);
+    let gateway = start_with(|o| (o.tls, o.tls_required) = (Some(files), true)).await;
+    let connector = verifying_connector(&gateway, &certificates.authority_file());
+    let (session, attempt) = connector.connect().await.unwrap();
+    let direct = gateway.connect_directly().await;
+    let pid: i32 = session.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let cancel = async {
+        let asleep = "select from pg_stat_activity where pid = $1 and wait_event = 'PgSleep'";
+        eventually("it sleeps", async || !direct.query(asleep, &[&pid]).await.unwrap().is_empty()).await;
+        session.cancel_token().cancel_query(attempt.tls.clone()).await.unwrap();
+    };
+    let (slept, ()) = tokio::join!(session.batch_execute("select pg_sleep(60)"), cancel);
+    assert_eq!(slept.unwrap_err().code().unwrap().code(), "57014");
 }

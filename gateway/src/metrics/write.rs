@@ -115,7 +115,7 @@ fn gauge<N>(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: N) -
 where
     ConstGauge<N>: EncodeMetric,
 {
-    ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    ConstGauge::new(value).encode(out.encode_descriptor(name, &format!("{help}."), None, MetricType::Gauge)?)
 }
 
 fn gauges<L, N>(
@@ -128,7 +128,7 @@ where
     L: prometheus_client::encoding::EncodeLabelSet,
     ConstGauge<N>: EncodeMetric,
 {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    let mut family = out.encode_descriptor(name, &format!("{help}."), None, MetricType::Gauge)?;
     for (labels, value) in values {
         ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
     }
@@ -136,7 +136,7 @@ where
 }
 
 fn counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    ConstCounter::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Counter)?)
+    ConstCounter::new(value).encode(out.encode_descriptor(name, &format!("{help}."), None, MetricType::Counter)?)
 }
 
 fn counters<L>(
@@ -148,7 +148,7 @@ fn counters<L>(
 where
     L: prometheus_client::encoding::EncodeLabelSet,
 {
-    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+    let mut family = out.encode_descriptor(name, &format!("{help}."), None, MetricType::Counter)?;
     for (labels, value) in values {
         ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
     }
@@ -192,6 +192,8 @@ mod tests {
         });
         for line in [
             "peergate_logins_total{result=\"ok\"} 1",
+            "peergate_logins_total{result=\"failed\"} 0",
+            "# HELP peergate_draining No new sessions are taken.",
             "peergate_errors_total{sqlstate=\"53300\"} 1",
             "peergate_backend_connect_seconds_bucket{le=\"0.00025\"} 1",
             "# TYPE peergate_sessions gauge",
