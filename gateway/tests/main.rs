@@ -6,6 +6,7 @@ mod admin;
 mod crash;
 mod embedded;
 mod hostile;
+mod lifetime;
 mod metrics;
 mod peers;
 mod process;

@@ -21,7 +21,7 @@ pub(crate) struct Process {
     pub(crate) cluster: Arc<TestCluster>,
     pub(crate) database: String,
     threads: usize,
-    _place: Place,
+    pub(crate) _place: Place,
 }
 
 impl Process {
@@ -89,7 +89,8 @@ impl Process {
 
     async fn client_on(&self, port: u16) -> Client {
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(port).user("postgres").dbname(&self.database);
+        let name = if port == self.port() { "through" } else { "direct" };
+        config.host("127.0.0.1").port(port).user("postgres").dbname(&self.database).application_name(name);
         let (client, connection) = config.connect(NoTls).await.unwrap();
         tokio::spawn(connection);
         client
@@ -121,7 +122,7 @@ impl Process {
     pub(crate) async fn settled(&self) {
         let direct = self.direct().await;
         let left = "select count(*), coalesce(string_agg(concat_ws(' ', state, wait_event, query), '; '), '') from pg_stat_activity
-            where datname = current_database() and backend_type = 'client backend' and application_name <> 'peergate'
+            where datname = current_database() and backend_type = 'client backend' and application_name not in ('peergate', 'direct')
             and pid <> pg_backend_pid()";
         let begun = Instant::now();
         loop {
