@@ -40,6 +40,8 @@ pub(crate) struct Events {
     /// FATAL errors that the gateway itself said, by SQLSTATE.
     errors: Family<[(&'static str, String); 1], Counter>,
     pub(crate) backend_connect_seconds: Histogram,
+    /// Statements of ours that were run, by their tags.
+    statements: Family<[(&'static str, String); 1], Counter>,
 }
 
 impl Default for Events {
@@ -58,6 +60,7 @@ impl Default for Events {
             cancels: Counter::default(),
             errors: Family::default(),
             backend_connect_seconds: Histogram::new(CONNECT_SECONDS),
+            statements: Family::default(),
         }
     }
 }
@@ -76,6 +79,12 @@ impl Events {
     /// Counts a cancel request.
     pub(crate) fn cancel(&self) {
         self.cancels.inc();
+    }
+
+    /// Counts a statement of ours; `tag` is the body of its CommandComplete.
+    pub(crate) fn statement(&self, tag: &[u8]) {
+        let name = String::from_utf8_lossy(tag.strip_suffix(b"\0").unwrap_or(tag)).into_owned();
+        self.statements.get_or_create(&[("statement", name)]).inc();
     }
 
     /// Counts an error that ends a session.

@@ -324,6 +324,11 @@ impl Registry {
         self.count.load(Ordering::Acquire)
     }
 
+    /// Returns how many of the sessions are consoles.
+    pub(crate) fn consoles(&self) -> usize {
+        self.consoles.load(Ordering::Acquire)
+    }
+
     /// Counts everything.
     pub(crate) fn census(&self) -> Census {
         let sessions = lock(&self.sessions);
@@ -357,7 +362,7 @@ impl Registry {
 
     /// Waits until no session is left but those of consoles.
     pub(crate) async fn wait_for_consoles_only(&self) {
-        self.wait_until(|| self.len() <= self.consoles.load(Ordering::Acquire)).await;
+        self.wait_until(|| self.len() <= self.consoles()).await;
     }
 
     async fn wait_until(&self, come: impl Fn() -> bool) {

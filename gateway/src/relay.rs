@@ -291,6 +291,9 @@ impl Relay {
                 let action = action.unwrap_or_else(|| self.interceptor.borrow_mut().from_server(header.tag, body));
                 self.watch_for_the_end(header.tag, body);
                 if let Action::Replace(frame) = action {
+                    if header.tag == b'C' {
+                        self.session.shared.events.statement(&frame[HEADER_BYTES..]);
+                    }
                     out.extend_from_slice(&buffer[run..at]);
                     out.extend_from_slice(&frame);
                     run = at + header.size;

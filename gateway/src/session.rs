@@ -31,6 +31,9 @@ use crate::server::{LiveCell, Phase};
 use crate::startup::{First, Startup};
 use crate::tls::{self, Tls, negotiate};
 
+/// Consoles at the same time, those that are still logging in included.
+const CONSOLES_MAX: usize = 32;
+
 /// How long a goodbye may take.
 const PARTING_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -215,11 +218,13 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
         tls: client.tls_version(),
     });
     let console = startup.database == admin::DATABASE;
+    // An operator gets in when nobody else does, but naming the console is no way around the limit.
+    let full = if console { shared.registry.consoles() >= CONSOLES_MAX } else { place.before >= live.sessions_max };
     let refusal = if *shared.phase.borrow() != Phase::Open && !console {
         Some(Fatal::ShuttingDown)
     } else if live.tls_required && !client.is_tls() {
         Some(Fatal::TlsRequired)
-    } else if place.before >= live.sessions_max && !console {
+    } else if full {
         Some(Fatal::TooManySessions)
     } else {
         tls::refusal(&client.io, live.tls.as_ref().and_then(|tls| tls.check), &startup.user)

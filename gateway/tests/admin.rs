@@ -288,3 +288,16 @@ async fn what_is_not_the_protocol_ends_only_its_session() {
     socket.write_all(&frame(b'X', b"")).await.unwrap();
     assert_eq!(socket.read(&mut [0; 1]).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn the_console_is_no_way_around_the_limit() {
+    let gateway = start_with(|o| o.sessions_max = 100).await;
+    let mut consoles = Vec::new();
+    let refused = loop {
+        match connect_as(&gateway, "postgres").await {
+            Ok(console) => consoles.push(console),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((consoles.len(), code(&refused)), (32, "53300"));
+}

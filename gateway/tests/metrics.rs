@@ -128,7 +128,8 @@ async fn errors_cancels_and_handshakes_are_counted() {
 #[tokio::test]
 async fn mirrors_are_shown_with_state_and_lag() {
     let gateway = start().await;
-    let (address, _monitor) = watch(&gateway).await;
+    let (address, monitor) = watch(&gateway).await;
+    monitor.watch_gateway(gateway.control.clone());
     let client = gateway.connect().await;
     let options = gateway.peer_options();
     for name in ["a", "b"] {
@@ -137,6 +138,7 @@ async fn mirrors_are_shown_with_state_and_lag() {
     client.batch_execute("create mirror m from a to b for all tables").await.unwrap();
     let page = get(address, "/metrics").await;
     assert_eq!(value(&page, "peergate_mirror_state{mirror=\"m\",state=\"created\"}"), Some(1.0), "{}", page.body);
+    assert_eq!(value(&page, "peergate_statements_total{statement=\"CREATE PEER\"}"), Some(2.0));
     assert_eq!(value(&page, "peergate_mirror_rows_total{mirror=\"m\"}"), Some(0.0));
 }
 

@@ -32,6 +32,8 @@ fn register(registry: &mut Registry, events: &Events) {
     registry.register("tls_handshakes", "TLS handshakes with clients", events.tls_handshakes.clone());
     registry.register("cancels", "Cancel requests of clients", events.cancels.clone());
     registry.register("errors", "Sessions that the gateway itself ended with an error", events.errors.clone());
+    let help = "Peergate's own statements that were run, other than SHOW";
+    registry.register("statements", help, events.statements.clone());
     registry.register(
         "backend_connect_seconds",
         "Time to connect to the catalog's server for a session",
