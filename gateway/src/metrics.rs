@@ -1,8 +1,8 @@
 //! What monitoring reads: numbers for Prometheus, and whether the process is alive and ready. Pure but for asking the catalog; the HTTP
 //! around it is in `http`.
 //!
-//! Sessions count for themselves (`registry`), and what they have counted is added up when somebody asks. [`Events`] are rare: a few
-//! for each login.
+//! Sessions count for themselves (`registry`), and what they have counted is added up when somebody asks. Events that are
+//! counted where they happen are rare: a few for each login.
 
 mod http;
 mod write;
