@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check clients regress bench bench-gateway fuzz golden run
+.PHONY: demo test check clients regress bench bench-gateway bench-memory fuzz golden run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -30,6 +30,11 @@ bench: bench-gateway
 bench-gateway:
 	scripts/setup.sh bench
 	cargo bench -p gateway --bench relay
+
+# What the gateway and pgbouncer need in memory for 5,000 idle sessions, and for 10 GB to a slow reader. Needs 12 GB for the server.
+bench-memory:
+	scripts/setup.sh bench
+	ulimit -n "$$(ulimit -Hn)" && cargo bench -p gateway --bench memory
 
 # Searches for input that breaks what gateway/tests/properties.rs says must hold; SECONDS (default 60) for each target. What is found
 # stays in fuzz/corpus, what breaks in fuzz/artifacts. Needs no nightly compiler: Rust itself looks for what a sanitizer would.

@@ -82,7 +82,7 @@ impl Proxy {
              [pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {}\n\
-             pool_mode = session\nmax_client_conn = 500\ndefault_pool_size = 100\n\
+             pool_mode = session\nmax_client_conn = 6000\ndefault_pool_size = 6000\n\
              ignore_startup_parameters = extra_float_digits\n\
              log_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n",
             cluster.port(),
@@ -118,6 +118,11 @@ impl Proxy {
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         // Linux tells all programs hundredths of a second, whatever its own clock does.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// Forgets how high its memory has been.
+    pub(crate) fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
     }
 
     /// Its resident memory, now and at its highest, in kB.
