@@ -77,6 +77,15 @@ async fn a_client_that_is_killed_in_a_copy_frees_its_backing_session_within_a_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_killed_in_a_query_frees_its_backing_session_within_a_second() {
+    let process = Process::start().await;
+    kill_and_wait(&process, "select pg_sleep(600)", "wait_event = 'PgSleep'").await;
+    let count = "select count(*) from generate_series(1, 1000000000000)";
+    kill_and_wait(&process, count, "state = 'active'").await;
+    process.finish(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_of_the_server_ends_every_client_with_a_reason() {
     let process = Process::alone(&[("restart_after_crash", "on")]).await;
     let direct = process.direct().await;

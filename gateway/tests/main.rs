@@ -11,6 +11,7 @@ mod metrics;
 mod peers;
 mod process;
 mod properties;
+mod protocol;
 mod relay;
 mod reload;
 mod serve;
