@@ -52,6 +52,8 @@ pub enum Fatal {
     CertificateOfAnother,
     /// There are as many sessions as there may be.
     TooManySessions,
+    /// Sessions hold as much of large statements as they may, and go on doing so.
+    HeldTooMuch,
     /// The login took too long.
     LoginTimeout,
     /// No session could be had on the catalog.
@@ -94,6 +96,7 @@ impl Fatal {
                 SqlState::INVALID_AUTHORIZATION
             }
             Fatal::TooManySessions => SqlState::TOO_MANY_CONNECTIONS,
+            Fatal::HeldTooMuch => SqlState::OUT_OF_MEMORY,
             Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
             Fatal::BackendUnreachable => SqlState::CONNECTION_FAILURE,
             Fatal::UnknownDatabase(_) => SqlState::UNDEFINED_DATABASE,
@@ -117,6 +120,7 @@ impl Fatal {
                 "certificate authentication failed: the certificate's common name is not the role's name".to_owned()
             }
             Fatal::TooManySessions => "sorry, too many clients already".to_owned(),
+            Fatal::HeldTooMuch => "out of memory for large statements".to_owned(),
             Fatal::LoginTimeout => "canceling authentication due to timeout".to_owned(),
             Fatal::BackendUnreachable => "the catalog cannot be reached".to_owned(),
             Fatal::BackendGone => "terminating connection because its server closed it unexpectedly".to_owned(),

@@ -17,6 +17,7 @@ pub mod embedded;
 pub mod encoding;
 pub mod error;
 pub mod fields;
+mod halves;
 pub mod healthcheck;
 pub mod intercept;
 mod login;

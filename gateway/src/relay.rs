@@ -6,12 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pg::SqlState;
 use pg::frame::{HEADER_BYTES, Header, Step, Walker};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Fatal;
 use crate::fields::Fields;
@@ -23,6 +25,13 @@ use crate::validate::find_out;
 
 /// Size of each direction's buffer, in bytes.
 const BUFFER_BYTES: usize = 16 * 1024;
+
+/// What all sessions together may hold of frames that have to be seen whole, in buffers of [`BUFFER_BYTES`]: 64 MiB. What is made of
+/// them takes up to five times that, for a moment.
+pub(crate) const HELD_BUFFERS_MAX: usize = 4096;
+
+/// How long a session waits for others to be done with what they hold.
+const HELD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A frame that should be seen whole but is larger goes on unseen.
 const INSPECT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -138,6 +147,7 @@ impl Relay {
     {
         let mut walker = Walker::new();
         let mut out = BytesMut::new();
+        let mut room = Room::default();
         loop {
             // Up to `run` is in `out` already; from there to `at` goes on untouched.
             let (mut run, mut at) = (0, 0);
@@ -208,8 +218,10 @@ impl Relay {
             server.flush().await?;
             buffer.advance(at);
             self.client_drained.set(buffer.is_empty() && walker.at_boundary());
-            make_room(buffer);
             shrink(&mut out);
+            if !room.make(buffer, &self.session.shared.held).await {
+                return Ok(End::Fatal(Fatal::HeldTooMuch));
+            }
             match client.read_buf(buffer).await {
                 Ok(0) | Err(_) => return Ok(End::Client),
                 Ok(n) => {
@@ -258,8 +270,9 @@ impl Relay {
         W: AsyncWrite + Unpin,
     {
         let mut walker = Walker::new();
-        let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        let mut buffer = BytesMut::new();
         let mut out = BytesMut::new();
+        let mut room = Room::default();
         loop {
             let (mut run, mut at) = (0, 0);
             let mut became_ready = false;
@@ -320,8 +333,10 @@ impl Relay {
             if self.entry().status() != 0 {
                 self.became_quiet.notify_waiters();
             }
-            make_room(&mut buffer);
             shrink(&mut out);
+            if !room.make(&mut buffer, &self.session.shared.held).await {
+                return Ok(End::Fatal(Fatal::HeldTooMuch));
+            }
             match server.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
                 Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
@@ -401,12 +416,42 @@ async fn listen<R: AsyncRead + Unpin>(client: &mut R, buffer: &mut BytesMut) {
     std::future::pending::<()>().await;
 }
 
-/// Makes room to read; a frame that is held whole makes the buffer grow only as its bytes come.
-fn make_room(buffer: &mut BytesMut) {
-    if buffer.is_empty() && buffer.capacity() > 4 * BUFFER_BYTES {
-        *buffer = BytesMut::with_capacity(BUFFER_BYTES);
-    } else if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
-        buffer.reserve(BUFFER_BYTES);
+/// What a pump's buffer has taken.
+#[derive(Default)]
+struct Room {
+    /// The largest that the buffer has been, in bytes.
+    largest: usize,
+    /// Its share of what all sessions may hold, for what it holds beyond a buffer's size.
+    share: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Makes room to read. A frame that is held whole makes the buffer grow only as its bytes come, and takes a share of what all
+    /// sessions may hold; `false`: there is none to be had.
+    async fn make(&mut self, buffer: &mut BytesMut, held: &Arc<Semaphore>) -> bool {
+        // What is shared out is counted in buffers.
+        let beyond = buffer.len() / BUFFER_BYTES;
+        if beyond > 0 {
+            let has = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let more = u32::try_from(beyond.saturating_sub(has)).unwrap_or(u32::MAX);
+            if more > 0 {
+                let acquired = tokio::time::timeout(HELD_TIMEOUT, held.clone().acquire_many_owned(more)).await;
+                let Ok(Ok(permit)) = acquired else { return false };
+                match &mut self.share {
+                    Some(share) => share.merge(permit),
+                    None => self.share = Some(permit),
+                }
+            }
+        } else if self.largest > 4 * BUFFER_BYTES && buffer.is_empty() {
+            // Not by its capacity: what was taken off its front is not in it.
+            *self = Room::default();
+            *buffer = BytesMut::new();
+        }
+        if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
+            buffer.reserve(BUFFER_BYTES);
+        }
+        self.largest = self.largest.max(buffer.capacity());
+        true
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
 use crate::metrics::{Events, Figures};
 use crate::registry::State;
+use crate::relay::HELD_BUFFERS_MAX;
 use crate::reload::Reloader;
 use crate::session::{self, Shared};
 use crate::tls::Tls;
@@ -222,6 +223,7 @@ impl Server {
             reloader: OnceLock::new(),
             live: LiveCell(RwLock::new(Arc::new(live))),
             cancel_permits: Semaphore::new(CANCELS_MAX),
+            held: Arc::new(Semaphore::new(HELD_BUFFERS_MAX)),
         });
         Ok(Server { listener, threads: options.threads, shared, phase })
     }

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::admin;
 use crate::backend::{Backend, Connected, cancel, cancel_packet, tune};
 use crate::error::Fatal;
+use crate::halves::Halves;
 use crate::login::{Refused, authenticate, open_peer};
 use crate::metrics::Events;
 use crate::registry::{Identity, Place, Registry};
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) catalog: Catalog,
     pub(crate) registry: Arc<Registry>,
     pub(crate) cancel_permits: Semaphore,
+    /// What sessions may hold of frames that have to be seen whole, as [`crate::relay::HELD_BUFFERS_MAX`] says.
+    pub(crate) held: Arc<Semaphore>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) live: LiveCell,
     pub(crate) events: Events,
@@ -448,8 +451,7 @@ async fn pass_cancel_on(shared: &Shared, client: Client, packet: &[u8], key: &[u
 /// is not through yet has to be.
 async fn relay(session: Session, client: Client, server: Socket, login: Option<Instant>) -> (Client, Option<Fatal>) {
     let Client { io, read } = client;
-    let (mut client_read, mut client_write) = tokio::io::split(io);
-    let (server_read, server_write) = tokio::io::split(server);
+    let (client, server) = (Halves::new(io), Halves::new(server));
     let relay = Rc::new(Relay::new(session, login.is_none()));
     // What can end the session from outside has a task of its own: the pumps are woken often, and need not look at all that.
     let (end, ended) = oneshot::channel();
@@ -458,8 +460,9 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
         async move { drop(end.send(control(&relay, login).await)) }
     });
     let end = tokio::select! {
-        end = relay.client_to_server(&mut client_read, server_write, read) => end,
-        end = relay.server_to_client(server_read, &mut client_write) => end.unwrap_or(End::Client),
+        biased;
+        end = relay.client_to_server(client.half(), server.half(), read) => end,
+        end = relay.server_to_client(server.half(), client.half()) => end.unwrap_or(End::Client),
         end = ended => End::Fatal(end.unwrap_or(Fatal::Shutdown)),
     };
     control.abort();
@@ -470,7 +473,7 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
         End::Client | End::Server => None,
         End::Fatal(fatal) => relay.can_speak().then_some(fatal),
     };
-    (Client { io: client_read.unsplit(client_write), read: BytesMut::new() }, fatal)
+    (Client { io: client.into_inner(), read: BytesMut::new() }, fatal)
 }
 
 /// Cancels what a session's server is doing. That nobody is there any more it would notice only when it has something to say.

@@ -22,6 +22,9 @@ pub struct Prepared {
     pub types: Vec<u32>,
 }
 
+/// Requests that are kept in mind. More can only be outstanding when the client asks without listening.
+const OUTSTANDING_MAX: usize = 100_000;
+
 /// A request of which an answer is outstanding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
@@ -187,6 +190,14 @@ impl Tracker {
                 return false;
             }
             self.skipping = false;
+        }
+        // The end of a copy that nobody began, or that has ended, is ignored.
+        if request == Request::CopyEnd && self.queue.back().is_none_or(|last| last.request == Request::CopyEnd) {
+            return false;
+        }
+        if self.queue.len() >= OUTSTANDING_MAX {
+            self.lose();
+            return true;
         }
         if request == Request::Sync && self.copying_in && !self.queue.iter().any(|e| e.request == Request::CopyEnd) {
             return false;

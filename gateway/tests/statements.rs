@@ -308,6 +308,49 @@ async fn raw_pipelines_get_tags_and_errors_where_they_belong() {
 }
 
 #[tokio::test]
+async fn statements_with_rows_are_read_through_portals() {
+    let gateway = start().await;
+    let client = gateway.connect().await;
+    for name in ["a", "b", "c"] {
+        let create = format!("create peer {name} from postgres with (user = 'u', validate = false)");
+        client.execute(&create, &[]).await.unwrap();
+    }
+    let mut socket = gateway.raw_session().await;
+    let execute = |rows: u8| frame(b'E', &[b"p\0", &[0, 0, 0, rows][..]].concat());
+    let portal = [
+        frame(b'P', b"\0show peers\0\0\0"),
+        // One result format for all columns: binary.
+        frame(b'B', b"p\0\0\0\0\0\0\0\x01\0\x01"),
+        frame(b'D', b"Pp\0"),
+        execute(2),
+        execute(1),
+        execute(0),
+        frame(b'C', b"Pp\0"),
+        frame(b'S', b""),
+    ];
+    socket.write_all(&portal.concat()).await.unwrap();
+    assert_eq!(read_until(&mut socket, b'Z').await.0, "12TDDsDsC3Z");
+
+    // Parameters in binary, of the types that the driver knows them to be.
+    client.execute("create peer d from postgres with (user = 'u', validate = false)", &[]).await.unwrap();
+    let text = "create mirror m from a to d for table t with (copy_parallel_workers = $1, create_tables = $2)";
+    let create = client.prepare_typed(text, &[Type::INT4, Type::BOOL]).await.unwrap();
+    client.execute(&create, &[&3_i32, &false]).await.unwrap();
+    let options: serde_json::Value = client.query_one("select options from mirrors", &[]).await.unwrap().get(0);
+    assert_eq!(options, serde_json::json!({"copy_parallel_workers": "3", "create_tables": "false"}));
+    let text = "create peer e from postgres with (user = $1, port = $2, validate = $3)";
+    let create = client.prepare_typed(text, &[Type::VARCHAR, Type::INT2, Type::BOOL]).await.unwrap();
+    client.execute(&create, &[&"u", &5433_i16, &false]).await.unwrap();
+    let port: String =
+        client.query_one("select options->>'port' from peers where name = 'e'", &[]).await.unwrap().get(0);
+    assert_eq!(port, "5433");
+    let wait =
+        client.prepare_typed("wait for mirror m lsn $1 timeout $2", &[Type::PG_LSN, Type::UNKNOWN]).await.unwrap();
+    let error = client.execute(&wait, &[&tokio_postgres::types::PgLsn::from(1), &"0.05s"]).await.unwrap_err();
+    assert_eq!(said(&error).0, "57014");
+}
+
+#[tokio::test]
 async fn several_of_ours_in_one_query_each_get_their_tag() {
     let gateway = start().await;
     let mut socket = gateway.raw_session().await;

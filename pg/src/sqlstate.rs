@@ -65,6 +65,8 @@ codes! {
     UNDEFINED_COLUMN = b"42703";
     /// datatype_mismatch.
     DATATYPE_MISMATCH = b"42804";
+    /// out_of_memory.
+    OUT_OF_MEMORY = b"53200";
     /// too_many_connections.
     TOO_MANY_CONNECTIONS = b"53300";
     /// program_limit_exceeded.
