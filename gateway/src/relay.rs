@@ -5,14 +5,17 @@
 //! of them is for `intercept` to say.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pg::SqlState;
 use pg::frame::{HEADER_BYTES, Header, Step, Walker};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Fatal;
@@ -147,7 +150,7 @@ impl Relay {
     {
         let mut walker = Walker::new();
         let mut out = BytesMut::new();
-        let mut room = Room::default();
+        let mut intake = Intake::default();
         loop {
             // Up to `run` is in `out` already; from there to `at` goes on untouched.
             let (mut run, mut at) = (0, 0);
@@ -219,10 +222,10 @@ impl Relay {
             buffer.advance(at);
             self.client_drained.set(buffer.is_empty() && walker.at_boundary());
             shrink(&mut out);
-            if !room.make(buffer, &self.session.shared.held).await {
+            if !intake.share(buffer, &self.session.shared.held).await {
                 return Ok(End::Fatal(Fatal::HeldTooMuch));
             }
-            match client.read_buf(buffer).await {
+            match intake.read(client, buffer).await {
                 Ok(0) | Err(_) => return Ok(End::Client),
                 Ok(n) => {
                     self.entry().counters.received.add(n);
@@ -272,7 +275,7 @@ impl Relay {
         let mut walker = Walker::new();
         let mut buffer = BytesMut::new();
         let mut out = BytesMut::new();
-        let mut room = Room::default();
+        let mut intake = Intake::default();
         loop {
             let (mut run, mut at) = (0, 0);
             let mut became_ready = false;
@@ -334,10 +337,10 @@ impl Relay {
                 self.became_quiet.notify_waiters();
             }
             shrink(&mut out);
-            if !room.make(&mut buffer, &self.session.shared.held).await {
+            if !intake.share(&buffer, &self.session.shared.held).await {
                 return Ok(End::Fatal(Fatal::HeldTooMuch));
             }
-            match server.read_buf(&mut buffer).await {
+            match intake.read(&mut server, &mut buffer).await {
                 Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
                 Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
                 Ok(_) => self.became_busy(),
@@ -416,41 +419,81 @@ async fn listen<R: AsyncRead + Unpin>(client: &mut R, buffer: &mut BytesMut) {
     std::future::pending::<()>().await;
 }
 
-/// What a pump's buffer has taken.
+thread_local! {
+    /// Where what comes for sessions that have no buffer is read to: one buffer for all the idle ones of a thread.
+    static LANDING: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
+}
+
+/// Reads for a pump, and sees to its buffer: none while nothing comes, more where much comes.
 #[derive(Default)]
-struct Room {
+struct Intake {
+    /// What the last read brought, in bytes.
+    last: usize,
     /// The largest that the buffer has been, in bytes.
     largest: usize,
     /// Its share of what all sessions may hold, for what it holds beyond a buffer's size.
     share: Option<OwnedSemaphorePermit>,
 }
 
-impl Room {
-    /// Makes room to read. A frame that is held whole makes the buffer grow only as its bytes come, and takes a share of what all
-    /// sessions may hold; `false`: there is none to be had.
-    async fn make(&mut self, buffer: &mut BytesMut, held: &Arc<Semaphore>) -> bool {
-        // What is shared out is counted in buffers.
-        let beyond = buffer.len() / BUFFER_BYTES;
-        if beyond > 0 {
-            let has = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-            let more = u32::try_from(beyond.saturating_sub(has)).unwrap_or(u32::MAX);
-            if more > 0 {
-                let acquired = tokio::time::timeout(HELD_TIMEOUT, held.clone().acquire_many_owned(more)).await;
-                let Ok(Ok(permit)) = acquired else { return false };
-                match &mut self.share {
-                    Some(share) => share.merge(permit),
-                    None => self.share = Some(permit),
-                }
-            }
-        } else if self.largest > 4 * BUFFER_BYTES && buffer.is_empty() {
+impl Intake {
+    /// Reads more behind what the buffer holds; 0 at the end.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the socket.
+    async fn read<R: AsyncRead + Unpin>(&mut self, reader: &mut R, buffer: &mut BytesMut) -> io::Result<usize> {
+        if buffer.is_empty() && self.largest > 4 * BUFFER_BYTES {
             // Not by its capacity: what was taken off its front is not in it.
-            *self = Room::default();
+            *self = Intake::default();
             *buffer = BytesMut::new();
         }
-        if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
-            buffer.reserve(BUFFER_BYTES);
+        // Half of what fits: much is coming, and is read to where it stays.
+        if !buffer.is_empty() || self.last >= BUFFER_BYTES / 2 {
+            if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
+                buffer.reserve(BUFFER_BYTES);
+            }
+            self.largest = self.largest.max(buffer.capacity());
         }
-        self.largest = self.largest.max(buffer.capacity());
+        let read = poll_fn(|cx| {
+            let room = buffer.capacity() - buffer.len();
+            if room >= BUFFER_BYTES / 2 {
+                let read = pin!(reader.read_buf(buffer)).poll(cx);
+                if read.is_pending() && buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+                return read;
+            }
+            LANDING.with_borrow_mut(|landing| {
+                let mut landing = ReadBuf::new(landing);
+                ready!(Pin::new(&mut *reader).poll_read(cx, &mut landing))?;
+                buffer.extend_from_slice(landing.filled());
+                Poll::Ready(Ok(landing.filled().len()))
+            })
+        })
+        .await?;
+        self.last = read;
+        Ok(read)
+    }
+
+    /// Takes the buffer's share of what all sessions may hold; `false`: there is none to be had. A frame that is held whole makes the
+    /// buffer grow only as its bytes come.
+    async fn share(&mut self, buffer: &BytesMut, held: &Arc<Semaphore>) -> bool {
+        // What is shared out is counted in buffers.
+        let beyond = buffer.len() / BUFFER_BYTES;
+        if beyond == 0 {
+            self.share = None;
+            return true;
+        }
+        let has = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(beyond.saturating_sub(has)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return true;
+        }
+        let acquired = tokio::time::timeout(HELD_TIMEOUT, held.clone().acquire_many_owned(more)).await;
+        let Ok(Ok(permit)) = acquired else { return false };
+        match &mut self.share {
+            Some(share) => share.merge(permit),
+            None => self.share = Some(permit),
+        }
         true
     }
 }
