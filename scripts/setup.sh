@@ -93,6 +93,12 @@ command -v cargo >/dev/null || {
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
 target=$(readlink -m "${CARGO_TARGET_DIR:-$root/target}")
 
+# The machine's own certificate authorities, which pip and Node may not look at by themselves.
+authorities=/etc/ssl/certs/ca-certificates.crt
+if [[ -e "$authorities" ]]; then
+    export PIP_CERT="${PIP_CERT:-$authorities}" NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-$authorities}"
+fi
+
 # The clients in Python, in an environment of their own. A copy of the list says what is installed.
 wanted=$root/sql-tests/clients/requirements.txt
 environment=$target/clients/python
@@ -121,7 +127,7 @@ if ! cmp -s "$root/sql-tests/clients/package-lock.json" "$modules/package-lock.j
     cp "$root/sql-tests/clients/package.json" "$modules"
     # Under its own name it says, like the list above, that all is installed.
     cp "$root/sql-tests/clients/package-lock.json" "$modules/npm-shrinkwrap.json"
-    (cd "$modules" && npm ci --silent --ignore-scripts --no-audit --no-fund)
+    (cd "$modules" && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund)
     mv "$modules/npm-shrinkwrap.json" "$modules/package-lock.json"
 fi
 

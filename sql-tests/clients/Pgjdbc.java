@@ -30,6 +30,8 @@ public class Pgjdbc {
         Properties all = new Properties();
         all.setProperty("user", System.getenv("PGUSER"));
         all.setProperty("password", System.getenv("PGPASSWORD"));
+        all.setProperty("sslmode", System.getenv("PGSSLMODE"));
+        all.setProperty("sslrootcert", System.getenv("PGSSLROOTCERT"));
         for (int i = 0; i < properties.length; i += 2) {
             all.setProperty(properties[i], properties[i + 1]);
         }

@@ -1,6 +1,6 @@
 # What the clients that are programs share. Sourced, in an empty folder of the test's own.
 set -euo pipefail
-export PSQLRC=/dev/null LC_ALL=C.UTF-8
+export PSQLRC=/dev/null
 
 # Fails unless two texts are the same.
 expect() {

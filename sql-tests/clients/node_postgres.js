@@ -4,6 +4,7 @@
 const assert = require('node:assert/strict')
 const { execFile } = require('node:child_process')
 const { once } = require('node:events')
+const { readFileSync } = require('node:fs')
 const { Readable, Writable } = require('node:stream')
 const { pipeline } = require('node:stream/promises')
 const { promisify } = require('node:util')
@@ -15,6 +16,9 @@ const { from: copyFrom, to: copyTo } = require('pg-copy-streams')
 const LARGE_ROWS = 200_000
 const LARGE_SUM = (LARGE_ROWS * (LARGE_ROWS + 1)) / 2
 const DEADLINE_MS = 60_000
+
+// The rest of where the catalog is comes from the environment.
+const place = { ssl: { ca: readFileSync(process.env.PGSSLROOTCERT) }, enableChannelBinding: true }
 
 // What psql prints of a query, on the server itself.
 async function direct(query) {
@@ -120,10 +124,13 @@ async function cancel(client) {
     client.query(query)
     await waitUntilActive(client.processID)
     // The driver's own request, on a connection of its own.
-    const canceler = new Client()
+    const canceler = new Client(place)
+    const closed = once(canceler.connection, 'end')
     canceler.cancel(client, query)
     const [error] = await failed
     assert.equal(error.code, '57014')
+    // Until the server closes it, it may signal once more, and what comes next would be canceled.
+    await closed
   }
   assert.equal((await client.query('select 1 as one')).rows[0].one, 1)
 }
@@ -170,7 +177,7 @@ async function copy(client) {
 async function notifications(client) {
   await client.query('listen news')
   const came = once(client, 'notification')
-  const other = new Client()
+  const other = new Client(place)
   await other.connect()
   await other.query("select pg_notify('news', 'é')")
   await other.end()
@@ -179,14 +186,14 @@ async function notifications(client) {
 }
 
 async function pool() {
-  const pool = new Pool({ max: 5 })
+  const pool = new Pool({ ...place, max: 5 })
   const results = await Promise.all(Array.from({ length: 200 }, (_, i) => pool.query('select $1::int as n', [i])))
   assert.deepEqual(results.map((result) => result.rows[0].n), Array.from({ length: 200 }, (_, i) => i))
   await pool.end()
 }
 
 async function main() {
-  const client = new Client()
+  const client = new Client(place)
   await client.connect()
   for (const step of [
     plainSql,

@@ -5,6 +5,10 @@
 # What changes from session to session is left out.
 constant() { sed 's/ with PID [0-9]*\.$//'; }
 
+# TLS is what the client asked for, and so is that the password's proof is bound to the certificate.
+psql -X -c '\conninfo' | grep -q 'SSL connection (protocol: TLSv1.3'
+PGCHANNELBINDING=require ask 'select 1' >/dev/null
+
 # Runs script.sql both ways; fails unless what is printed, errors too, is the same.
 same() {
     psql -X -a <script.sql 2>&1 | constant >gate.out
@@ -16,7 +20,7 @@ cat >script.sql <<'SQL'
 \set VERBOSITY verbose
 \set SHOW_CONTEXT always
 \timing off
-\l
+\l template*
 \dn+
 \dt+ peergate.*
 \dv peergate.*

@@ -16,6 +16,13 @@ def peers(connection):
     return [name for (name,) in connection.execute(query)]
 
 
+def encryption(connection):
+    assert connection.pgconn.ssl_in_use
+    # The password's proof is bound to the certificate, which the gateway and the server share.
+    with psycopg.connect(channel_binding="require") as bound:
+        expect(bound.execute("select 1").fetchone(), (1,))
+
+
 def plain_sql(connection):
     row = connection.execute("select %s::int, %s::text, %s::jsonb, null", (1, "é🐘", Jsonb({"a": [1]}))).fetchone()
     expect(row, (1, "é🐘", {"a": [1]}, None))
@@ -226,6 +233,7 @@ async def asynchronous():
 
 def main():
     with psycopg.connect(autocommit=True) as connection:
+        encryption(connection)
         plain_sql(connection)
         transactions(connection)
         parameters(connection)

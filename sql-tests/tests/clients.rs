@@ -4,6 +4,8 @@
 //! A client has a catalog and a gateway of its own, and is done when it exits with 0. It finds
 //!
 //! * `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` (by SCRAM) and `PGDATABASE`: the catalog through the gateway, as a superuser;
+//! * `PGSSLMODE` and `PGSSLROOTCERT`: that gateway takes nothing but TLS, and `verify-full` holds. The server has the same
+//!   certificate, so that channel binding goes through. `tokio_postgres` does without TLS, as do the other tests of this crate;
 //! * `DIRECT_PORT`: the port of the server itself, to compare with;
 //! * an empty folder to work in, and the programs of the server under test first in `PATH`;
 //! * in the catalog the peers `source` and `target` and the mirror `unfinished`, which no engine works on: waiting for it
@@ -16,7 +18,8 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use std::time::{Duration, Instant};
 use catalog::cluster::{Binaries, TestCluster};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::{DEADLINE, Scratch, Server, binary, command, ends, psql, target_folder, turn, unexpected_in};
 
@@ -58,6 +62,7 @@ fn clients() {
         installed: target_folder().join("clients"),
     };
     ground.make_role();
+    ground.make_certificate();
 
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
@@ -142,6 +147,45 @@ impl Ground {
         eventually("a wrong password is refused", || !wrong().status.success());
     }
 
+    /// Makes an authority and a certificate for 127.0.0.1, and lets the server use TLS with it.
+    fn make_certificate(&self) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "authority of this test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+        fs::write(self.authority_file(), authority.pem()).unwrap();
+        fs::write(self.certificate_file(), certificate.pem()).unwrap();
+        fs::write(self.key_file(), key.serialize_pem()).unwrap();
+        // Postgres wants its key to be readable by nobody else.
+        fs::set_permissions(self.key_file(), Permissions::from_mode(0o600)).unwrap();
+        let owner = fs::metadata(self.cluster.directory().join("pgdata")).unwrap();
+        chown(self.key_file(), Some(owner.uid()), Some(owner.gid())).unwrap();
+
+        for (name, file) in [("ssl_cert_file", self.certificate_file()), ("ssl_key_file", self.key_file())] {
+            self.ask("postgres", &format!("alter system set {name} = '{}'", file.display())).unwrap();
+        }
+        self.ask("postgres", "alter system set ssl = on").unwrap();
+        self.ask("postgres", "select pg_reload_conf()").unwrap();
+        let url = format!("{}?sslmode=require", self.cluster.url("postgres"));
+        let encrypted = || command(psql()).args(["-X", "-c", "select 1", &url]).output().unwrap().status.success();
+        eventually("the server uses TLS", encrypted);
+    }
+
+    fn authority_file(&self) -> PathBuf {
+        self.scratch.0.join("authority.crt")
+    }
+
+    fn certificate_file(&self) -> PathBuf {
+        self.scratch.0.join("server.crt")
+    }
+
+    fn key_file(&self) -> PathBuf {
+        self.scratch.0.join("server.key")
+    }
+
     /// Runs a client and says what is wrong.
     fn check(&self, name: &str, client: &Client) -> Vec<String> {
         let database = format!("client_{name}").to_lowercase();
@@ -151,7 +195,13 @@ impl Ground {
         self.ask("postgres", &format!("create database {database}")).unwrap();
         let catalog = self.cluster.url(&database);
         let data_dir = folder.join("data");
-        let server = Server::start(&self.binary, &data_dir, &log, &["--role", "gateway", "--catalog", &catalog]);
+        let (certificate, key) = (self.certificate_file(), self.key_file());
+        let mut options = vec!["--role", "gateway", "--catalog", &catalog];
+        if matches!(client, Client::File(_)) {
+            options.extend(["--tls", "required", "--tls-cert", certificate.to_str().unwrap()]);
+            options.extend(["--tls-key", key.to_str().unwrap()]);
+        }
+        let server = Server::start(&self.binary, &data_dir, &log, &options);
         let place = Place { port: server.port(), direct_port: self.cluster.port(), database };
 
         let mut problems = Vec::new();
@@ -207,11 +257,15 @@ impl Ground {
             .env("PATH", env::join_paths(path_variable).unwrap())
             .env("NODE_PATH", self.installed.join("node/node_modules"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            // Some, as Java does of its source, take texts to be in the locale's encoding.
+            .env("LC_ALL", "C.UTF-8")
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", place.port.to_string())
             .env("PGUSER", USER)
             .env("PGPASSWORD", PASSWORD)
             .env("PGDATABASE", &place.database)
+            .env("PGSSLMODE", "verify-full")
+            .env("PGSSLROOTCERT", self.authority_file())
             .env("DIRECT_PORT", place.direct_port.to_string())
             .current_dir(folder)
             .stdin(Stdio::null())
@@ -237,7 +291,7 @@ impl Ground {
     }
 
     fn psql(&self, port: u16, database: &str, text: &str) -> Result<String, String> {
-        let url = format!("postgres://postgres@127.0.0.1:{port}/{database}");
+        let url = format!("postgres://postgres@127.0.0.1:{port}/{database}?sslmode=prefer");
         let options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text, &url];
         let output = command(psql()).args(options).output().unwrap();
         if output.status.success() {

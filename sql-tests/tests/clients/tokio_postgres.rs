@@ -3,6 +3,8 @@
 use std::pin::pin;
 
 use futures_util::{SinkExt, StreamExt, TryStreamExt, future};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio_postgres::binary_copy::{BinaryCopyInWriter, BinaryCopyOutStream};
 use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::Type;
@@ -154,7 +156,10 @@ async fn cancel(client: &Client, place: &Place) {
         let token = client.cancel_token();
         let (result, ()) = tokio::join!(client.query(text, &[]), async {
             while direct.query_one(running, &[&pid]).await.unwrap().get::<_, i64>(0) != 1 {}
-            token.cancel_query(NoTls).await.unwrap();
+            let mut socket = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
+            token.cancel_query_raw(&mut socket, NoTls).await.unwrap();
+            // Until the server closes it, it may signal once more, and what comes next would be canceled.
+            socket.read_to_end(&mut Vec::new()).await.unwrap();
         });
         assert_eq!(said(&result.unwrap_err()).0, "57014", "{text}");
     }
