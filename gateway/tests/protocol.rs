@@ -52,6 +52,8 @@ const STATEMENTS: &[(&str, &str, bool)] = &[
     ("drop mirror if exists m", "DROP MIRROR", true),
     ("pause mirror if exists m", "PAUSE MIRROR", true),
     ("resume mirror m", "42704", true),
+    ("grant usage on peer p to postgres", "42704", true),
+    ("revoke usage on peer p from postgres", "42704", true),
     ("show peers", "SELECT 0", false),
     ("show mirrors", "SELECT 0", false),
     ("show mirror m", "42704", false),
