@@ -382,7 +382,8 @@ impl Relay {
     /// The server has answered a request; `status` is the transaction's.
     fn became_free(&self, status: u8) {
         let entry = self.entry();
-        entry.set_status(status);
+        // With more requests behind it, the server goes on at once.
+        entry.set_status(if self.interceptor.borrow().is_idle() { status } else { 0 });
         entry.counters.requests.add(1);
         if status == b'I' {
             entry.counters.transactions.add(1);
