@@ -27,11 +27,14 @@ use crate::session::Session;
 use crate::validate::find_out;
 
 /// Size of each direction's buffer, in bytes.
-const BUFFER_BYTES: usize = 16 * 1024;
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A read of at least this much means that more is coming: a server sends rows by 8 kB.
+const MUCH_BYTES: usize = 8 * 1024;
 
 /// What all sessions together may hold of frames that have to be seen whole, in buffers of [`BUFFER_BYTES`]: 64 MiB. What is made of
 /// them takes up to five times that, for a moment.
-pub(crate) const HELD_BUFFERS_MAX: usize = 4096;
+pub(crate) const HELD_BUFFERS_MAX: usize = 1024;
 
 /// How long a session waits for others to be done with what they hold.
 const HELD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -447,8 +450,8 @@ impl Intake {
             *self = Intake::default();
             *buffer = BytesMut::new();
         }
-        // Half of what fits: much is coming, and is read to where it stays.
-        if !buffer.is_empty() || self.last >= BUFFER_BYTES / 2 {
+        // Much is coming, and is read to where it stays.
+        if !buffer.is_empty() || self.last >= MUCH_BYTES {
             if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
                 buffer.reserve(BUFFER_BYTES);
             }
