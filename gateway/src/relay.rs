@@ -204,7 +204,7 @@ impl Relay {
                             out.clear();
                         }
                         buffer.advance(at);
-                        let Some(answer) = self.answer(*question, client, buffer).await else {
+                        let Some(answer) = Box::pin(self.answer(*question, client, buffer)).await else {
                             return Ok(End::Client);
                         };
                         out.extend_from_slice(&answer.frame);

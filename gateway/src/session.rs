@@ -180,6 +180,8 @@ impl Client {
 }
 
 /// Serves one client to its end.
+///
+/// What is over before the relaying begins, and what is rare, is boxed: else each session would keep room for it to its end.
 pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     let Ok(address) = socket.peer_addr() else { return };
     let place = shared.registry.enter(address);
@@ -197,7 +199,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     };
     // Until there is a packet, there is nobody to say to that it took too long.
     let (client, first) = tokio::select! {
-        begun = tokio::time::timeout_at(deadline, begin(&shared.events, address, socket, live.tls.as_ref())) => match begun {
+        begun = tokio::time::timeout_at(deadline, Box::pin(begin(&shared.events, address, socket, live.tls.as_ref()))) => match begun {
             Ok(Ok(Some(begun))) => begun,
             _ => return,
         },
@@ -207,7 +209,7 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
         Err(fatal) => return end(&shared, client, Some(fatal)).await,
         Ok((packet, First::Cancel(key))) => {
             // A cancel request must get through when there are too many sessions.
-            return pass_cancel_on(&shared, client, &packet, &key).await;
+            return Box::pin(pass_cancel_on(&shared, client, &packet, &key)).await;
         }
         Ok((_, First::Negotiation(minor))) => {
             return end(&shared, client, Some(Fatal::UnsupportedProtocol(1234, minor))).await;
@@ -236,13 +238,13 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
         return end(&shared, client, refusal).await;
     }
     let all = shared.clone();
-    let (client, fatal) = match route(&shared, &startup).await {
+    let (client, fatal) = match Box::pin(route(&shared, &startup)).await {
         Err(fatal) => (client, Some(fatal)),
-        Ok(Route::Console) => on_console(shared, place, client, startup, deadline).await,
+        Ok(Route::Console) => Box::pin(on_console(shared, place, client, startup, deadline)).await,
         Ok(Route::Catalog { intercepts, database_hint }) => {
             on_catalog(shared, place, client, packet, startup, intercepts, database_hint, deadline).await
         }
-        Ok(Route::Peer) => on_peer(shared, place, client, startup, deadline).await,
+        Ok(Route::Peer) => Box::pin(on_peer(shared, place, client, startup, deadline)).await,
     };
     end(&all, client, fatal).await;
 }
@@ -467,7 +469,7 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
     };
     control.abort();
     if !matches!(end, End::Server) && relay.is_abandoned() {
-        stop_server(relay.session()).await;
+        Box::pin(stop_server(relay.session())).await;
     }
     let fatal = match end {
         End::Client | End::Server => None,
