@@ -346,7 +346,8 @@ impl Relay {
             match intake.read(&mut server, &mut buffer).await {
                 Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
                 Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
-                Ok(_) => self.became_busy(),
+                // What comes without having been asked for, such as a notification, makes nobody busy.
+                Ok(_) => {}
             }
         }
     }
@@ -375,7 +376,7 @@ impl Relay {
         }
     }
 
-    /// Something has been said since the last ReadyForQuery.
+    /// The client has said something since the last ReadyForQuery.
     fn became_busy(&self) {
         if self.ready.get() {
             self.entry().set_status(0);

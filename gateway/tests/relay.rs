@@ -420,6 +420,20 @@ async fn a_shutdown_lets_running_statements_finish() {
 }
 
 #[tokio::test]
+async fn a_notification_does_not_make_a_session_busy() {
+    let gateway = start().await;
+    let mut socket = gateway.raw_session().await;
+    socket.write_all(&frame(b'Q', b"listen news\0")).await.unwrap();
+    read_until(&mut socket, b'Z').await;
+    gateway.connect_directly().await.batch_execute("notify news").await.unwrap();
+    assert_eq!(read_until(&mut socket, b'A').await.0, "A");
+    gateway.stop.send_replace(true);
+    // Long before the time for statements that run is over.
+    let end = tokio::time::timeout(std::time::Duration::from_secs(5), read_until(&mut socket, b'E')).await;
+    assert!(end.unwrap().1.windows(7).any(|field| field == b"C57P01\0"));
+}
+
+#[tokio::test]
 async fn a_shutdown_does_not_wait_for_ever() {
     let mut gateway = start_with(|o| o.drain_timeout = Duration::from_millis(200)).await;
     let mut busy = gateway.raw_session().await;
