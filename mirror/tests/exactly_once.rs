@@ -2,7 +2,7 @@
 
 use catalog::cluster::StopMode;
 
-use crate::support::{ask, connect, spawn_engine, start, start_servers};
+use crate::support::{ask, spawn_engine, start, start_servers};
 
 /// A table without a key shows every row that comes twice.
 const SCHEMA: &str = "create table log (id bigint, n int); create table t (id int primary key, n int not null)";
@@ -36,11 +36,11 @@ async fn sessions_that_are_cut_are_opened_again() {
     for round in 0..6 {
         let write = format!("insert into log select i, {round} from generate_series(1, 20000) i");
         fixture.source.batch_execute(&write).await.unwrap();
-        let database = if round % 2 == 0 { "dwh" } else { "shop" };
+        let (session, database) = if round % 2 == 0 { (&fixture.target, "dwh") } else { (&fixture.source, "shop") };
         let cut = format!(
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'peergate' and datname = '{database}'"
         );
-        fixture.target.batch_execute(&cut).await.unwrap();
+        session.batch_execute(&cut).await.unwrap();
     }
     fixture.caught_up().await;
     fixture.assert_equal().await;
@@ -57,11 +57,7 @@ async fn a_server_that_crashes_comes_back_with_rows_and_progress_agreeing() {
     for round in 0..3 {
         let write = format!("insert into log select i, {round} from generate_series(1, 30000) i");
         fixture.source.batch_execute(&write).await.unwrap();
-        fixture.cluster.cluster().stop(StopMode::Immediate);
-        fixture.cluster.cluster().restart().unwrap();
-        fixture.source = connect(&fixture.cluster, "shop").await;
-        fixture.target = connect(&fixture.cluster, "dwh").await;
-        fixture.control = connect(&fixture.cluster, "control").await;
+        fixture = fixture.restart_servers(StopMode::Immediate).await;
     }
     fixture.caught_up().await;
     fixture.assert_equal().await;

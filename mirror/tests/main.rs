@@ -7,6 +7,8 @@ mod copying;
 mod exactly_once;
 mod lifecycle;
 mod preflight;
+mod proxies;
+mod proxy;
 mod streaming;
 mod support;
 mod tls;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{ask, connect, start};
+use crate::support::{ask, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_change_values_stay_and_tables_are_emptied() {
@@ -101,7 +101,7 @@ async fn a_reader_of_the_target_never_sees_half_a_transaction() {
     fixture.create_mirror(r#"{"all": true}"#, r#"{"batch_rows_max": "50"}"#).await;
     fixture.caught_up().await;
     let done = Arc::new(AtomicBool::new(false));
-    let reader = connect(&fixture.cluster, "dwh").await;
+    let reader = fixture.connect_target().await;
     let watch = tokio::spawn({
         let done = done.clone();
         async move {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use catalog::Catalog;
-use catalog::cluster::TestCluster;
+use catalog::cluster::{Binaries, StopMode, TestCluster};
 use catalog::connect::Connector;
 use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
@@ -14,12 +14,19 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use crate::proxy::Proxy;
+
 /// How long anything that is waited for may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The servers and the engine of one test.
 pub(crate) struct Fixture {
+    /// The server with the source's and the catalog's databases, and the target's unless that has its own.
     pub(crate) cluster: TestCluster,
+    /// The target's server when source and target are to be of different versions.
+    target_cluster: Option<TestCluster>,
+    /// Through what the engine reaches source and target.
+    pub(crate) proxies: Option<[Proxy; 2]>,
     /// Sessions on the three databases.
     pub(crate) control: Client,
     pub(crate) source: Client,
@@ -40,9 +47,27 @@ pub(crate) async fn start() -> Fixture {
 
 /// As [`start`], without an engine, and with other server settings.
 pub(crate) async fn start_servers(settings: &'static [(&'static str, &'static str)]) -> Fixture {
-    let cluster = tokio::task::spawn_blocking(move || TestCluster::start(settings)).await.unwrap().unwrap();
-    let admin = connect(&cluster, "postgres").await;
-    for database in ["control", "shop", "dwh"] {
+    start_with(settings, false).await
+}
+
+/// As [`start`], but the engine reaches source and target through proxies, which can stall and cut.
+pub(crate) async fn start_behind_proxies() -> Fixture {
+    let mut fixture = start_with(&[], true).await;
+    fixture.start_engine("node-1");
+    fixture
+}
+
+async fn start_with(settings: &'static [(&'static str, &'static str)], proxied: bool) -> Fixture {
+    let [source, target] = binaries();
+    let second = (source != target).then(|| start_cluster(target, settings));
+    let cluster = start_cluster(source, settings).await;
+    let target_cluster = match second {
+        Some(second) => Some(second.await),
+        None => None,
+    };
+    let of_target = target_cluster.as_ref().unwrap_or(&cluster);
+    for (server, database) in [(&cluster, "control"), (&cluster, "shop"), (of_target, "dwh")] {
+        let admin = connect(server, "postgres").await;
         admin.batch_execute(&format!("create database {database}")).await.unwrap();
     }
     let options = PeerOptions::plain([
@@ -55,15 +80,34 @@ pub(crate) async fn start_servers(settings: &'static [(&'static str, &'static st
     let catalog = Catalog::new(Connector::new(&options).unwrap(), keyring).unwrap();
     catalog.migrate().await.unwrap();
     let control = connect(&cluster, "control").await;
-    let port = cluster.port();
-    for peer in ["shop", "dwh"] {
+    let mut ports = [cluster.port(), of_target.port()];
+    let proxies = if proxied {
+        let proxies = [Proxy::start(ports[0]).await, Proxy::start(ports[1]).await];
+        ports = [proxies[0].port(), proxies[1].port()];
+        Some(proxies)
+    } else {
+        None
+    };
+    for (peer, port) in [("shop", ports[0]), ("dwh", ports[1])] {
         let options = format!(
             "{{\"host\": \"127.0.0.1\", \"port\": \"{port}\", \"user\": \"postgres\", \"database\": \"{peer}\"}}"
         );
         control.batch_execute(&format!("call peergate.create_peer('{peer}', 'postgres', '{options}')")).await.unwrap();
     }
-    let (source, target) = (connect(&cluster, "shop").await, connect(&cluster, "dwh").await);
-    Fixture { cluster, control, source, target, catalog, engine: None }
+    let (source, target) = (connect(&cluster, "shop").await, connect(of_target, "dwh").await);
+    Fixture { cluster, target_cluster, proxies, control, source, target, catalog, engine: None }
+}
+
+/// The servers that source and target run on: `PEERGATE_PG_BIN_SOURCE` and `PEERGATE_PG_BIN_TARGET` name their folders.
+fn binaries() -> [Binaries; 2] {
+    ["PEERGATE_PG_BIN_SOURCE", "PEERGATE_PG_BIN_TARGET"].map(|variable| match std::env::var_os(variable) {
+        Some(folder) if !folder.is_empty() => Binaries::in_directory(folder.as_ref()).unwrap(),
+        _ => Binaries::find(None).unwrap(),
+    })
+}
+
+async fn start_cluster(binaries: Binaries, settings: &'static [(&'static str, &'static str)]) -> TestCluster {
+    tokio::task::spawn_blocking(move || TestCluster::start_with(&binaries, settings)).await.unwrap().unwrap()
 }
 
 /// Opens a session of the superuser.
@@ -74,6 +118,38 @@ pub(crate) async fn connect(cluster: &TestCluster, database: &str) -> Client {
 }
 
 impl Fixture {
+    /// The target's server.
+    pub(crate) fn target_cluster(&self) -> &TestCluster {
+        self.target_cluster.as_ref().unwrap_or(&self.cluster)
+    }
+
+    /// Opens a further session on the target.
+    pub(crate) async fn connect_target(&self) -> Client {
+        connect(self.target_cluster(), "dwh").await
+    }
+
+    /// The servers: one, or two when source and target are of different versions.
+    fn clusters(&mut self) -> impl Iterator<Item = &mut TestCluster> {
+        std::iter::once(&mut self.cluster).chain(&mut self.target_cluster)
+    }
+
+    /// Stops the servers in that way and starts them again, and opens the three sessions anew.
+    pub(crate) async fn restart_servers(mut self, mode: StopMode) -> Fixture {
+        self = tokio::task::spawn_blocking(move || {
+            for cluster in self.clusters() {
+                cluster.cluster().stop(mode);
+                cluster.cluster().restart().unwrap();
+            }
+            self
+        })
+        .await
+        .unwrap();
+        self.control = connect(&self.cluster, "control").await;
+        self.source = connect(&self.cluster, "shop").await;
+        self.target = self.connect_target().await;
+        self
+    }
+
     /// Starts an engine in this process.
     pub(crate) fn start_engine(&mut self, node_id: &str) {
         assert!(self.engine.is_none(), "an engine runs already");

@@ -3,11 +3,12 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use catalog::cluster::StopMode;
 use catalog::connect::check_peer;
 use catalog::peer::GivenPeer;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm};
 
-use crate::support::{Fixture, ask, connect, start_servers};
+use crate::support::{Fixture, ask, start_servers};
 
 /// The name in the server's certificate. Nothing resolves it: `hostaddr` says where it is.
 const NAME: &str = "shop.example";
@@ -88,15 +89,7 @@ impl Stage {
             create role certified superuser login password 'it''s secret';
             set password_encryption = 'md5'; create role hashed superuser login password 'it''s secret'; reset password_encryption";
         fixture.control.batch_execute(roles).await.unwrap();
-        fixture = tokio::task::spawn_blocking(move || {
-            fixture.cluster.cluster().restart().unwrap();
-            fixture
-        })
-        .await
-        .unwrap();
-        fixture.control = connect(&fixture.cluster, "control").await;
-        fixture.source = connect(&fixture.cluster, "shop").await;
-        fixture.target = connect(&fixture.cluster, "dwh").await;
+        fixture = fixture.restart_servers(StopMode::Fast).await;
         fixture.source.batch_execute("create table t (id int primary key, v text)").await.unwrap();
         fixture.start_engine("node-1");
         Stage { fixture, folder }
