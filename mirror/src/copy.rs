@@ -255,7 +255,9 @@ async fn copy_range(
     job.bytes.fetch_add(gathered.len() as i64, Ordering::Relaxed);
     sink.send(gathered.freeze()).await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
     let copied = sink.finish().await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
+    fail_point!("range copied");
     target.run("commit").await?;
+    fail_point!("range committed");
     source.run("commit").await?;
     job.rows.fetch_add(copied.cast_signed(), Ordering::Relaxed);
     Ok(())
@@ -323,6 +325,7 @@ async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Resul
             }
         }
     }
+    fail_point!("indexes made");
     target.run(&format!("analyze {}", job.plan.target_name.quoted())).await?;
     shared.tracker.update_table(name, |s| s.state = Some("copied"));
     Ok(())

@@ -3,6 +3,15 @@
 //! Reading order: [`engine`] (which mirrors run here), [`worker`] (one mirror's life), [`copy`] (rows that are there), [`apply`] (rows
 //! that change), [`batch`] and [`sink`] (how they are written), [`progress`] (what may be acknowledged, and when).
 
+#[cfg(debug_assertions)]
+#[macro_use]
+pub mod failpoint;
+/// Nothing: points at which tests make the engine fail are in other builds only.
+#[cfg(not(debug_assertions))]
+macro_rules! fail_point {
+    ($name:literal) => {};
+}
+
 pub mod apply;
 pub mod assemble;
 pub mod batch;

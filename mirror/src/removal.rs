@@ -22,6 +22,7 @@ pub async fn run(catalog: &Catalog, node_id: &str, removal: &Removal) {
         let done = Event::info("drop", "slot, publication and progress were removed");
         catalog.record_event(id, &removal.mirror, node_id, &done).await?;
         catalog.advance_tasks(id, TaskKind::DropMirror, 1.0).await?;
+        fail_point!("drop task completed");
         catalog.finish_removal(id).await?;
         Ok::<(), Error>(())
     };
@@ -40,12 +41,16 @@ pub async fn run(catalog: &Catalog, node_id: &str, removal: &Removal) {
 
 async fn clean(catalog: &Catalog, removal: &Removal) -> Result<(), Error> {
     let source = open(catalog, &removal.source).await?;
+    fail_point!("removal begun");
     slot::drop(&source, &removal.object_name).await?;
+    fail_point!("slot dropped");
     publication::drop(&source, &removal.object_name).await?;
     if !removal.keep_target_metadata {
         let target = open(catalog, &removal.target).await?;
+        fail_point!("publications dropped");
         progress_row::remove(&target, &removal.object_name).await?;
     }
+    fail_point!("progress removed");
     Ok(())
 }
 

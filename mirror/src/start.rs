@@ -12,7 +12,7 @@ use catalog::event::Event;
 use catalog::mirror::{BegunTable, Mode, TableRow};
 use catalog::task::TaskKind;
 use pg::name::quote_ident;
-use pg::{SqlState, TableName};
+use pg::{Lsn, SqlState, TableName};
 
 use crate::copy::{self, Job, Targets};
 use crate::error::{Error, Problem};
@@ -50,14 +50,22 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
         // The copy begins anew in any case; until then the slot would hold the source's WAL for nothing. The next attempt makes sure.
         let _ = slot::drop(source, &mirror.object_name).await;
     }
-    result
+    let snapshot = result?;
+    // From here on the target may know that it has the copy, even if the answer is lost: then only this slot will do.
+    fail_point!("copy complete");
+    sink.record_copy(snapshot).await?;
+    fail_point!("copy recorded on the target");
+    context.event(&Event::info("copy", "copy complete").at(snapshot)).await?;
+    record_copied(context).await
 }
 
-async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSink, begun: Begun) -> Result<(), Error> {
+/// Everything up to a complete copy; returns the position of its snapshot.
+async fn run_once(context: &Context, source: &PeerSession, sink: &PostgresSink, begun: Begun) -> Result<Lsn, Error> {
     let mirror = &context.mirror;
     context.set_state(MirrorState::Preflight).await?;
     let (plans, targets) = check(context, source, sink.session(), &begun).await?;
     remember_tables(context, &plans).await?;
+    fail_point!("preflight passed");
     if sink.triggers_fire() {
         let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
             .detail("The target's role may not set session_replication_role.")
@@ -68,25 +76,32 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     context.set_state(MirrorState::Schema).await?;
     let created = make_tables(context, source, sink.session(), &plans, &targets, &begun).await?;
     let targets = describe_targets(sink.session(), &plans).await?;
+    fail_point!("target tables made");
 
     context.set_state(MirrorState::Slot).await?;
     slot::drop(source, &mirror.object_name).await?;
     let publications = publication::create(source, &mirror.object_name, &plans).await?;
+    fail_point!("publications made");
     context.catalog.set_mirror_publications(mirror.id, &publications).await?;
+    fail_point!("publications recorded");
     let with_copy = mirror.options.mode != Mode::StreamOnly;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
     let identity = replication.identify_system().await?;
     let locks = lock_tables(context, &plans).await?;
+    fail_point!("source tables locked");
     let made = make_slot(context, &mut replication, locks, with_copy, source.version).await?;
+    fail_point!("slot made");
     context.catalog.set_mirror_slot(mirror.id, &identity.system_id, identity.timeline, made.consistent_point).await?;
     context
         .event(&Event::info("copy", format!("slot \"{}\" made", mirror.object_name)).at(made.consistent_point))
         .await?;
 
+    fail_point!("slot recorded");
     if let Some(snapshot) = made.snapshot.filter(|_| with_copy) {
         context.set_state(MirrorState::Copying).await?;
         context.catalog.set_all_tables_state(mirror.id, "copying").await?;
         empty_tables(context, sink.session(), &plans, &created, &begun).await?;
+        fail_point!("target tables emptied");
         let types = column_types(source, &plans).await?;
         let mut jobs = Vec::new();
         for plan in plans {
@@ -98,9 +113,7 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     }
     // The snapshot lives as long as this connection.
     drop(replication);
-    sink.record_copy(made.consistent_point).await?;
-    context.event(&Event::info("copy", "copy complete").at(made.consistent_point)).await?;
-    record_copied(context).await
+    Ok(made.consistent_point)
 }
 
 /// Tells the catalog that the copy is complete on the target. Repeated when whoever completed it died before that.
@@ -111,7 +124,9 @@ pub async fn record_copied(context: &Context) -> Result<(), Error> {
     let mirror = &context.mirror;
     let state = if mirror.options.mode == Mode::CopyOnly { "copied" } else { "catchup" };
     context.catalog.set_all_tables_state(mirror.id, state).await?;
+    fail_point!("tables recorded as copied");
     context.catalog.set_mirror_copied(mirror.id).await?;
+    fail_point!("copy recorded in the catalog");
     context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95).await?;
     Ok(())
 }
@@ -302,7 +317,9 @@ async fn create_table(context: &Context, target: &PeerSession, plan: &TablePlan)
     target.run(&ddl::create_table(plan)).await?;
     let query = "select pg_catalog.to_regclass($1)::oid";
     let row = target.client.query_one(query, &[&plan.target_name.quoted()]).await.map_err(|e| target.error(&e))?;
+    fail_point!("target table created");
     context.catalog.set_table_created(context.mirror.id, &plan.source.name, row.get(0)).await?;
+    fail_point!("target table noted");
     target.run("commit").await
 }
 

@@ -199,10 +199,12 @@ async fn work(context: &Context) -> Result<(), Error> {
         opened = open_both(context) => opened?,
         () = context.stop.wait() => return Err(Error::Stopped),
     };
+    fail_point!("both sides connected");
     match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
         Begin::Nothing => {
             // An attempt that died right after the copy may have left them.
             slot::drop(&source, &mirror.object_name).await?;
+            fail_point!("slot of a copy dropped");
             publication::drop(&source, &mirror.object_name).await?;
             context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
             context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
@@ -251,8 +253,10 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
     let (object_name, made) = (mirror.object_name.clone(), mirror.publications.clone());
     let expected = publication::Expected { object_name, made, plans };
     let publications = expected.check(&source).await?;
+    fail_point!("continuity checked");
     slot::free(&source, &mirror.object_name).await?;
     let stream = replication.start(&mirror.object_name, applied, &publications, tables.binary).await?;
+    fail_point!("streaming begun");
     let goal = slot::push_wal(&source).await?;
     let tracker = Tracker::new(mirror.applied, applied);
     let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
@@ -265,9 +269,11 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
         Apply::new(stream, Assembler::new(tables, applied), sink, limits, applied, tracker.clone(), wanted_changes);
     let caught_up = || async {
         tracker.report(&context.catalog, mirror.id).await?;
+        fail_point!("caught up");
         context.catalog.set_all_tables_state(mirror.id, "live").await?;
         context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
         context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
+        fail_point!("tasks completed");
         context.set_state(MirrorState::Running).await?;
         context.ran_well.store(true, Ordering::Relaxed);
         Ok(())

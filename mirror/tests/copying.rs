@@ -35,8 +35,10 @@ async fn every_type_is_the_same_in_copy_and_in_stream() {
     let mut fixture = start().await;
     // The databases' own settings must not matter.
     let odd = "alter database shop set datestyle = 'SQL, DMY'; alter database shop set intervalstyle = 'sql_standard'; alter database shop set timezone = 'Asia/Kolkata';
-               alter database shop set extra_float_digits = 0; alter database shop set bytea_output = 'escape'; alter database dwh set datestyle = 'German'";
-    fixture.control.batch_execute(odd).await.unwrap();
+               alter database shop set extra_float_digits = 0;
+               alter database shop set bytea_output = 'escape'";
+    fixture.source.batch_execute(odd).await.unwrap();
+    fixture.target.batch_execute("alter database dwh set datestyle = 'German'").await.unwrap();
     let old = ask(&fixture.source, "select current_setting('server_version_num')::int < 140000").await == "t";
     let awkward = if old { AWKWARD.replace("int4multirange", "text") } else { AWKWARD.to_owned() };
     fixture.source.batch_execute(&awkward).await.unwrap();

@@ -200,7 +200,7 @@ impl Fixture {
     }
 
     /// What the catalog says of the mirror, for a test that fails.
-    async fn explain(&self) -> String {
+    pub(crate) async fn explain(&self) -> String {
         let query = "select string_agg(concat_ws(' | ', level, kind, message, detail, hint), E'\\n' order by id) from peergate.mirror_events";
         self.control.query_one(query, &[]).await.unwrap().get::<_, Option<String>>(0).unwrap_or_default()
     }

@@ -85,7 +85,7 @@ impl Stage {
             fixture.control.batch_execute(&format!("alter system set {setting} = '{}'", path.display())).await.unwrap();
         }
         fixture.control.batch_execute("alter system set ssl = on").await.unwrap();
-        let roles = "create role secured superuser login password 'it''s secret';
+        let roles = "set password_encryption = 'scram-sha-256'; create role secured superuser login password 'it''s secret';
             create role certified superuser login password 'it''s secret';
             set password_encryption = 'md5'; create role hashed superuser login password 'it''s secret'; reset password_encryption";
         fixture.control.batch_execute(roles).await.unwrap();
@@ -240,7 +240,7 @@ async fn what_is_refused_is_told_and_tried_again() {
             &[("sslmode", "verify-full"), ("sslrootcert", "ca.crt"), ("host", "localhost"), ("hostaddr", "")],
             &["HV00N", "localhost", NAME],
         ),
-        (&[("sslmode", "disable")], &["28000", "no pg_hba.conf entry", "no encryption"]),
+        (&[("sslmode", "disable")], &["28000", "no pg_hba.conf entry", "secured"]),
         (&[("sslmode", "require"), ("password", "wrong secret")], &["28P01", "password authentication failed"]),
         (&[("password", "wrong secret")], &["28P01", "password authentication failed"]),
         (&[("password", "")], &["28P01", "asks for a password and none is given"]),

@@ -343,10 +343,16 @@ impl Sink for PostgresSink {
         for step in &batch.steps {
             self.apply_step(step).await?;
         }
-        let Some(end) = batch.end else { return Ok(None) };
+        let Some(end) = batch.end else {
+            fail_point!("part of a transaction written");
+            return Ok(None);
+        };
+        fail_point!("batch written");
         progress_row::advance(&self.target, &self.mirror, self.epoch, self.applied, end.end_lsn, end.commit_time)
             .await?;
+        fail_point!("progress written");
         self.target.run("commit").await?;
+        fail_point!("batch committed");
         self.in_transaction = false;
         self.relations.values_mut().for_each(|r| r.staged = false);
         self.applied = end.end_lsn;

@@ -1,0 +1,143 @@
+//! Fails at every named point of the engine, and looks whether all goes on from there. The points are found in the source: one that no
+//! test reaches fails this one. In a binary of its own, since points are the process's.
+
+#![cfg(debug_assertions)]
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use catalog::Catalog;
+use mirror::failpoint::{self, Fault};
+
+#[allow(dead_code, reason = "this binary uses some of it")]
+mod proxy;
+#[allow(dead_code, reason = "this binary uses some of it")]
+mod support;
+
+use support::{Fixture, ask, spawn_engine, start_servers};
+
+/// Points that fail in the same life, one after the other: more would say less of each, fewer take longer.
+const POINTS_PER_LIFE: usize = 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_every_point_all_goes_on_from_where_it_failed() {
+    let fixture = start_servers(&[]).await;
+    live(&fixture, "nothing fails").await;
+    let order = failpoint::reached();
+    let reached: BTreeSet<String> = order.iter().map(|p| (*p).to_owned()).collect();
+    let missed: Vec<String> = points_in_source().difference(&reached).cloned().collect();
+    assert!(missed.is_empty(), "the life below does not reach {missed:?}: let it, and compare both sides then");
+    let lives = order.len().div_ceil(POINTS_PER_LIFE);
+    for inverse in [false, true] {
+        for first in 0..lives {
+            let faults: Vec<(&str, Fault)> = (order.iter().skip(first).step_by(lives).enumerate())
+                .map(|(n, point)| (*point, if (n % 2 == 0) == inverse { Fault::Hang } else { Fault::Fail }))
+                .collect();
+            eprintln!("{faults:?}");
+            for (point, fault) in &faults {
+                failpoint::arm(point, *fault, 0);
+            }
+            live(&fixture, &format!("{faults:?}")).await;
+            assert_eq!(failpoint::armed(), Vec::<String>::new(), "not reached in {faults:?}");
+        }
+    }
+}
+
+/// The names in all `fail_point!("…")` of this crate.
+fn points_in_source() -> BTreeSet<String> {
+    fn look_into(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                look_into(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for rest in text.split("fail_point!(\"").skip(1) {
+                let name = rest.split('"').next().unwrap().to_owned();
+                assert!(found.insert(name.clone()), "two points are named \"{name}\"");
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    look_into(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    found
+}
+
+/// A mirror's life from its creation until nothing is left of it, with an engine that is killed where a point hangs.
+async fn live(fixture: &Fixture, what: &str) {
+    let engine = tokio::spawn(run_engine(fixture.catalog.clone()));
+    let life = async {
+        copy_and_stream(fixture).await;
+        copy_only(fixture).await;
+    };
+    if tokio::time::timeout(std::time::Duration::from_secs(180), life).await.is_err() {
+        panic!("not over in time: {what}\n{}", fixture.explain().await);
+    }
+    engine.abort();
+    // Its end has to be waited for: it may hold the mirror's lease.
+    let _ = engine.await;
+}
+
+/// Runs an engine, and another one whenever a point hangs: what hung goes as with `kill -9`.
+async fn run_engine(catalog: Catalog) {
+    loop {
+        let (_stop, running) = spawn_engine(&catalog, "node-1");
+        let guard = AbortOnDrop(running);
+        while failpoint::fired().await.1 != Fault::Hang {}
+        drop(guard);
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), mirror::error::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn copy_and_stream(fixture: &Fixture) {
+    let begin = "drop schema public cascade; create schema public";
+    fixture.target.batch_execute(begin).await.unwrap();
+    fixture.source.batch_execute(begin).await.unwrap();
+    let tables = "create table t (id int primary key, u int unique, n int not null default 0, big text);
+        create table log (id int, n int);
+        alter table t alter big set storage external;
+        insert into t select i, i, 0, repeat('x', 4000) from generate_series(1, 300) i;
+        insert into log select i, 0 from generate_series(1, 300) i";
+    fixture.source.batch_execute(tables).await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, r#"{"batch_rows_max": "100"}"#).await;
+    for round in 1..=3 {
+        let changes = format!(
+            "begin; update t set n = n + 1; insert into log select i, {round} from generate_series(1, 300) i; commit;
+             update t set id = id + 1000 where id % 50 = {round};
+             begin; update t set u = null where u = {round}; update t set u = {round} where u = {round} + 7;
+             update t set u = {round} + 7 where u is null; commit;
+             begin; savepoint a; delete from t where id < 9; rollback to a; delete from t where id = 100 + {round}; commit"
+        );
+        fixture.source.batch_execute(&changes).await.unwrap();
+        fixture.caught_up().await;
+    }
+    fixture.source.batch_execute("begin; truncate log; insert into log values (1, 1); commit").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+    drop_mirror(fixture).await;
+}
+
+async fn copy_only(fixture: &Fixture) {
+    fixture.create_mirror(r#"{"all": true}"#, r#"{"mode": "copy_only", "truncate_target": "true"}"#).await;
+    fixture.wait_for_state("completed").await;
+    fixture.assert_equal().await;
+    drop_mirror(fixture).await;
+}
+
+/// Nothing of ours may be left on the peers.
+async fn drop_mirror(fixture: &Fixture) {
+    fixture.control.batch_execute("call peergate.drop_mirror(array['m'])").await.unwrap();
+    fixture.wait_until("select count(*) from peergate.mirror_drops", "0").await;
+    assert_eq!(ask(&fixture.source, "select count(*) from pg_replication_slots").await, "0");
+    assert_eq!(ask(&fixture.source, "select count(*) from pg_publication").await, "0");
+    assert_eq!(ask(&fixture.target, "select to_regclass('peergate.progress') is null").await, "t");
+}
