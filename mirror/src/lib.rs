@@ -23,6 +23,8 @@ pub mod relation;
 pub mod removal;
 pub mod schema;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod sink;
 pub mod source;
 pub mod start;

@@ -1,6 +1,8 @@
 //! Where a mirror's changes go.
 
 pub mod encode;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod postgres;
 pub mod progress_row;
 pub mod stage;

@@ -1,0 +1,172 @@
+//! A target in memory, for the simulation: what [`super::postgres`] promises of order, atomicity and fencing, without a server.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pg::pgoutput::{Tuple, Value};
+use pg::{Lsn, SqlState, TableName};
+
+use super::Sink;
+use crate::batch::{Batch, Sorted, Step, TableChanges};
+use crate::error::{Error, Problem};
+use crate::progress::DurableLsn;
+use crate::relation::TableMap;
+
+/// A value; `None` is NULL.
+pub(crate) type Field = Option<Vec<u8>>;
+
+/// Rows, each as often as it is there.
+pub(crate) type Rows = BTreeMap<Vec<Field>, usize>;
+
+/// Tables with their rows. One without rows is left out.
+pub(crate) type State = BTreeMap<TableName, Rows>;
+
+/// What a server would keep: committed rows, and the mirror's progress row.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Target {
+    pub(crate) state: State,
+    pub(crate) epoch: i64,
+    pub(crate) applied: Lsn,
+    /// Counts what was committed.
+    pub(crate) version: u64,
+}
+
+/// The target as everybody sees it.
+pub(crate) type SharedTarget = Arc<Mutex<Target>>;
+
+/// Looks at what is committed.
+pub(crate) fn look(target: &SharedTarget) -> MutexGuard<'_, Target> {
+    target.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes batches to a [`Target`].
+pub(crate) struct MemorySink {
+    target: SharedTarget,
+    epoch: i64,
+    applied: Lsn,
+    /// The open transaction's view.
+    open: Option<State>,
+}
+
+impl MemorySink {
+    /// Takes the progress row over.
+    pub(crate) fn claim(target: &SharedTarget, epoch: i64) -> Result<MemorySink, Error> {
+        let mut seen = look(target);
+        if seen.epoch > epoch {
+            return Err(Error::Fenced);
+        }
+        seen.epoch = epoch;
+        Ok(MemorySink { target: target.clone(), epoch, applied: seen.applied, open: None })
+    }
+
+    /// Where the target was when the row was taken over, or this sink last committed.
+    pub(crate) fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Changes committed rows under the fence, as a copy's transactions do.
+    pub(crate) fn run_fenced(&self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
+        let mut target = look(&self.target);
+        if target.epoch != self.epoch {
+            return Err(Error::Fenced);
+        }
+        change(&mut target.state);
+        target.version += 1;
+        Ok(())
+    }
+}
+
+impl Sink for MemorySink {
+    async fn apply(&mut self, batch: &Batch) -> Result<Option<DurableLsn>, Error> {
+        let mut state = self.open.take().unwrap_or_else(|| look(&self.target).state.clone());
+        for step in &batch.steps {
+            write(&mut state, step)?;
+        }
+        let Some(end) = batch.end else {
+            self.open = Some(state);
+            return Ok(None);
+        };
+        let mut target = look(&self.target);
+        if (target.epoch, target.applied) != (self.epoch, self.applied) {
+            return Err(Error::Fenced);
+        }
+        target.state = state;
+        target.applied = end.end_lsn;
+        target.version += 1;
+        self.applied = end.end_lsn;
+        Ok(Some(DurableLsn::recorded(end.end_lsn)))
+    }
+}
+
+fn write(state: &mut State, step: &Step) -> Result<(), Error> {
+    match step {
+        Step::Changes(tables) => tables.iter().try_for_each(|changes| write_table(state, changes)),
+        Step::Truncate { tables, .. } => {
+            tables.iter().for_each(|table| drop(state.remove(&table.target)));
+            Ok(())
+        }
+        Step::Rekey { table, old, new } => {
+            let before = take_out(state, table, old)?;
+            put_in(state, table, row_of(table, new, Some(&before)))
+        }
+    }
+}
+
+/// Deletes, then updates, then inserts, each as a set: a unique value may pass from row to row.
+fn write_table(state: &mut State, changes: &TableChanges) -> Result<(), Error> {
+    let table = &changes.table;
+    let Sorted { deletes, updates, inserts } = changes.sorted();
+    for old in deletes {
+        take_out(state, table, old)?;
+    }
+    let before = updates.iter().map(|new| take_out(state, table, new)).collect::<Result<Vec<_>, _>>()?;
+    for (new, before) in updates.iter().zip(&before) {
+        put_in(state, table, row_of(table, new, Some(before)))?;
+    }
+    inserts.iter().try_for_each(|new| put_in(state, table, row_of(table, new, None)))
+}
+
+/// The row as the target keeps it; a value that was not sent is what it was before.
+fn row_of(table: &TableMap, tuple: &Tuple, before: Option<&Vec<Field>>) -> Vec<Field> {
+    let values: Vec<Value<'_>> = tuple.values().collect();
+    let field = |(n, position): (usize, usize)| match values[position] {
+        Value::Null => None,
+        Value::Text(bytes) | Value::Binary(bytes) => Some(bytes.to_vec()),
+        Value::Unchanged => before.expect("a row that comes has all its values")[n].clone(),
+    };
+    table.columns.iter().map(|c| c.position).enumerate().map(field).collect()
+}
+
+fn is_same_row(table: &TableMap, row: &[Field], key: &[Value<'_>]) -> bool {
+    table.columns.iter().zip(row).filter(|(column, _)| column.key).all(|(column, field)| {
+        matches!((&key[column.position], field), (Value::Text(a) | Value::Binary(a), Some(b)) if *a == b.as_slice())
+    })
+}
+
+fn take_out(state: &mut State, table: &TableMap, key: &Tuple) -> Result<Vec<Field>, Error> {
+    let key: Vec<Value<'_>> = key.values().collect();
+    let rows = state.entry(table.target.clone()).or_default();
+    let found = rows.keys().find(|row| is_same_row(table, row, &key)).cloned();
+    let row = found.ok_or_else(|| wrong(format!("a row of {} is missing", table.target)))?;
+    rows.remove(&row);
+    if rows.is_empty() {
+        state.remove(&table.target);
+    }
+    Ok(row)
+}
+
+fn put_in(state: &mut State, table: &TableMap, row: Vec<Field>) -> Result<(), Error> {
+    let rows = state.entry(table.target.clone()).or_default();
+    let key = |row: &[Field]| -> Vec<Field> {
+        table.columns.iter().zip(row).filter(|(c, _)| c.key).map(|(_, f)| f.clone()).collect()
+    };
+    if table.has_key() && rows.keys().any(|other| key(other) == key(&row)) {
+        return Err(wrong(format!("a row of {} is in the way", table.target)));
+    }
+    *rows.entry(row).or_default() += 1;
+    Ok(())
+}
+
+fn wrong(message: String) -> Error {
+    Error::Blocked(Problem::new(SqlState::WRONG_STATE, message))
+}
