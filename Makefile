@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check clients regress bench bench-gateway bench-memory fuzz golden run
+.PHONY: demo test check clients regress bench bench-gateway bench-memory fuzz golden chaos matrix run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -61,6 +61,18 @@ clients:
 regress:
 	scripts/setup.sh tests
 	REGRESS=all cargo test -p sql-tests --test main regress -- --nocapture
+
+# A random schema and load while engines, servers and networks die and come back, for MINUTES (default 10); CHAOS_SEED repeats a run's choices.
+chaos: MINUTES ?= 10
+chaos:
+	scripts/setup.sh
+	CHAOS_SECONDS=$$(($(MINUTES) * 60)) cargo test -p gateway --test chaos -- --nocapture
+
+# The engine's tests with sources and targets of PostgreSQL 13 to 18, whose servers it fetches; writes docs/compatibility.md.
+# PAIRS="13:18 17:15" runs these (source:target) only.
+matrix:
+	scripts/setup.sh
+	scripts/matrix.sh
 
 # A server for trying things out, with its data in target/run.
 run:
