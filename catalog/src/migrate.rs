@@ -17,6 +17,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0004_mirrors", include_str!("../../migrations/0004_mirrors.sql")),
     ("0005_statements", include_str!("../../migrations/0005_statements.sql")),
     ("0006_peer_privileges", include_str!("../../migrations/0006_peer_privileges.sql")),
+    ("0007_mirror_trust", include_str!("../../migrations/0007_mirror_trust.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

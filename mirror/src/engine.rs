@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use catalog::Catalog;
-use catalog::event::Event;
 use catalog::lease::Assignment;
 use catalog::task::TaskKind;
 use pg::SqlState;
@@ -18,7 +17,7 @@ use tracing::Instrument;
 
 use crate::error::{Error, Problem};
 use crate::removal;
-use crate::state::{Action, Local, reconcile};
+use crate::state::{Action, Local, MirrorState, reconcile};
 use crate::worker::{self, Context, Outcome, Stop};
 
 /// How long a lease holds without being renewed.
@@ -29,6 +28,9 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the catalog is looked at without having been notified.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long the catalog may take to answer; it is asked little.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a shutdown waits for workers to finish their batches.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(8);
@@ -47,6 +49,7 @@ pub struct EngineOptions {
 /// A worker of this process.
 struct Worker {
     mirror: String,
+    epoch: i64,
     local: Local,
     stop: watch::Sender<bool>,
     waited_for: Arc<Notify>,
@@ -136,6 +139,23 @@ async fn receive(notifications: &mut Option<mpsc::Receiver<String>>) -> Option<S
     }
 }
 
+/// Waits for the catalog, but not for ever: a connection into nothing must not keep the engine from noticing that its leases run out.
+async fn answered<T>(asked: impl Future<Output = Result<T, catalog::Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(CATALOG_PATIENCE, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Error::Transient(Problem::new(
+            SqlState::CONNECTION_EXCEPTION,
+            format!("catalog: no answer within {CATALOG_PATIENCE:?}"),
+        ))),
+    }
+}
+
+/// Whether leases that were last renewed so long ago may be another's soon: two thirds of their time are over. Time is measured here by
+/// this machine's monotonic clock, and of leases only by the catalog's: neither depends on what a clock shows.
+fn is_overdue(since_renewal: Duration) -> bool {
+    since_renewal > LEASE_TTL * 2 / 3
+}
+
 impl Engine {
     /// A statement said something; returns whether everything is to be looked at. `wait:name` only asks the mirror to hurry.
     fn notified(&self, payload: Option<String>) -> bool {
@@ -183,7 +203,7 @@ impl Engine {
         let (stop, wish) = Stop::new();
         let waited_for = Arc::new(Notify::new());
         let local = Local::Running(assignment.generation.clone());
-        let worker = Worker { mirror: assignment.name.clone(), local, stop, waited_for: waited_for.clone() };
+        let worker = Worker { mirror: assignment.name.clone(), epoch, local, stop, waited_for: waited_for.clone() };
         self.workers.insert(id, worker);
         let mirror = match self.catalog.mirror(id).await {
             Ok(Some(mirror)) => mirror,
@@ -223,9 +243,12 @@ impl Engine {
         self.worker_ended(panic.id(), Outcome::GaveUp).await;
     }
 
+    /// Says so in the catalog, unless another process has the mirror by now.
     async fn tell_blocked(&self, mirror_id: i64, problem: &Problem) -> Result<(), Error> {
+        let Some(worker) = self.workers.get(&mirror_id) else { return Ok(()) };
         self.catalog.hold_up_tasks(mirror_id, &problem.sqlstate.to_string(), &problem.message, true).await?;
-        self.catalog.set_mirror_failure(mirror_id, "blocked", &problem.failure(1, None)).await?;
+        let blocked = MirrorState::Blocked.as_str();
+        self.catalog.set_mirror_failure(mirror_id, worker.epoch, blocked, &problem.failure(1, None)).await?;
         Ok(())
     }
 
@@ -242,12 +265,10 @@ impl Engine {
 
     async fn note_paused(&mut self, assignment: &Assignment) -> Result<(), Error> {
         let id = assignment.mirror_id;
-        if self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await?.is_none() {
-            return Ok(());
-        }
-        if assignment.state != "paused" {
-            self.catalog.set_mirror_state(id, "paused").await?;
-            self.catalog.record_event(id, &assignment.name, &self.node_id, &Event::info("state", "paused")).await?;
+        let Some(epoch) = self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await? else { return Ok(()) };
+        let paused = MirrorState::Paused.as_str();
+        if assignment.state != paused {
+            self.catalog.set_mirror_state(id, epoch, paused).await?;
         }
         self.catalog.advance_tasks(id, TaskKind::PauseMirror, 1.0).await?;
         self.catalog.release_leases(&[id], &self.node_id).await?;
@@ -269,20 +290,20 @@ impl Engine {
 
     /// Prolongs the leases. Workers whose lease is gone, or could not be renewed for two thirds of its time, stop by themselves.
     async fn renew(&mut self, starting: bool) {
-        if let Err(error) =
-            self.catalog.report_node(&self.node_id, &self.options.host, self.options.role, starting).await
-        {
+        let report = self.catalog.report_node(&self.node_id, &self.options.host, self.options.role, starting);
+        if let Err(error) = answered(report).await {
             tracing::warn!(error = %error, "node not reported");
         }
         let running = |w: &Worker| matches!(w.local, Local::Running(_) | Local::Stopping);
         let held: Vec<i64> = self.workers.iter().filter(|(_, w)| running(w)).map(|(id, _)| *id).collect();
-        let lost: Vec<i64> = match self.catalog.renew_leases(&held, &self.node_id, LEASE_TTL).await {
+        let renewal = answered(self.catalog.renew_leases(&held, &self.node_id, LEASE_TTL)).await;
+        let lost: Vec<i64> = match renewal {
             Ok(kept) => {
                 self.renewed = Instant::now();
                 // A dropped mirror's lease is still there, so what is missing was taken.
                 held.into_iter().filter(|id| !kept.contains(id)).collect()
             }
-            Err(_) if self.renewed.elapsed() > LEASE_TTL * 2 / 3 => held,
+            Err(_) if is_overdue(self.renewed.elapsed()) => held,
             Err(_) => Vec::new(),
         };
         for mirror_id in lost {
@@ -323,5 +344,18 @@ impl Engine {
         if let Err(error) = self.catalog.release_leases(&ids, &self.node_id).await {
             tracing::warn!(error = %error, "leases not given back; they expire");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_stops_before_its_lease_can_be_anothers() {
+        assert!(!is_overdue(RENEW_INTERVAL), "one renewal may fail");
+        assert!(is_overdue(RENEW_INTERVAL * 2 + Duration::from_millis(1)));
+        // The last look before the lease ends sees it, with all that the catalog may take to answer.
+        assert!(LEASE_TTL * 2 / 3 + CATALOG_PATIENCE <= LEASE_TTL);
     }
 }

@@ -48,6 +48,7 @@ impl Problem {
             message: self.message.clone(),
             detail: self.detail.clone(),
             hint: self.hint.clone(),
+            lsn: self.lsn,
             attempt: attempt.cast_signed(),
             retry_in: retry_in.map(|d| d.as_secs_f64()),
         }

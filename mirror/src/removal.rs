@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, retry_delay};
 use crate::session::PeerSession;
-use crate::sink::progress_row;
+use crate::sink::{origin, progress_row};
 use crate::source::{publication, slot};
 
 /// Carries a work order out: the slot first, since it holds WAL, then the publications and the target's progress row. What is already
@@ -49,6 +49,8 @@ async fn clean(catalog: &Catalog, removal: &Removal) -> Result<(), Error> {
         let target = open(catalog, &removal.target).await?;
         fail_point!("publications dropped");
         progress_row::remove(&target, &removal.object_name).await?;
+        let source = removal.source.get("name").and_then(Value::as_str).unwrap_or_default();
+        origin::remove(&target, &origin::name(source, &removal.mirror)).await?;
     }
     fail_point!("progress removed");
     Ok(())

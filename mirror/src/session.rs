@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use crate::error::Error;
 
 /// Settings of every session, those that stream WAL too: both ends must read and write values alike, whatever their roles' and databases' own settings are. Nothing of ours is cut short
-/// by a timeout that was meant for applications.
+/// by a timeout that was meant for applications; but a server notices soon when our machine is gone, and lets go of its locks.
 pub const PINNED: &str = "
     set client_encoding = 'UTF8';
     set datestyle = 'ISO, YMD';
@@ -21,6 +21,9 @@ pub const PINNED: &str = "
     set statement_timeout = 0;
     set lock_timeout = 0;
     set idle_in_transaction_session_timeout = 0;
+    set tcp_keepalives_idle = 60;
+    set tcp_keepalives_interval = 10;
+    set tcp_keepalives_count = 6;
     set row_security = off;
     set jit = off;
     set client_min_messages = warning;

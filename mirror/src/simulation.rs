@@ -188,8 +188,12 @@ impl World {
                 return;
             }
         }
-        let slot =
-            self.source.confirmed.map(|lsn| SlotFacts { confirmed_flush: Some(lsn), lost: false, active_pid: None });
+        let slot = self.source.confirmed.map(|lsn| SlotFacts {
+            confirmed_flush: Some(lsn),
+            lost: None,
+            foreign: None,
+            active_pid: None,
+        });
         let facts = SourceFacts { system: "1", wal_end: self.source.end(), left_ours_at: None };
         let applied = match check_continuity(Some("1"), facts, slot.as_ref(), Some(sink.applied())) {
             Ok(applied) => applied,

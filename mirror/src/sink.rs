@@ -3,6 +3,7 @@
 pub mod encode;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod origin;
 pub mod postgres;
 pub mod progress_row;
 pub mod stage;

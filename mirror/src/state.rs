@@ -1,12 +1,20 @@
 //! Where a mirror and its tables are, and what the engine does about a mirror. Pure.
 
+use std::time::Duration;
+
 use catalog::lease::Assignment;
 use catalog::mirror::Mode;
 use pg::Lsn;
 
-/// Where a mirror is. Stored in `mirror_runtime.state`.
+use crate::error::{Error, retry_delay};
+
+/// Where a mirror is. Stored in `mirror_runtime.state`; each change is an event, which the catalog records with the change itself.
+///
+/// A mirror that is being dropped has no state any more: its work order (`mirror_drops`) and its task say how that stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MirrorState {
+    /// Defined; no engine has taken it up. On restart: taken up.
+    Created,
     /// Both sides are being checked; nothing was made. Entered by: the start sequence. On restart: checked again.
     Preflight,
     /// Types and tables are being made on the target. Entered after preflight. On restart: what is there is kept, the rest made.
@@ -15,7 +23,7 @@ pub enum MirrorState {
     Slot,
     /// Rows that are there are being copied. Entered when the slot's snapshot exists. On restart: copied anew, since the snapshot is gone.
     Copying,
-    /// The copy is complete; changes since its snapshot are being applied. On restart: streams from the target's progress.
+    /// The copy is complete and nothing is missing; changes since are being applied. On restart: streams from the target's progress.
     Catchup,
     /// The target follows the source. Entered when it has reached the source's position. On restart: as catchup.
     Running,
@@ -25,16 +33,34 @@ pub enum MirrorState {
     Retrying,
     /// Something failed that stays so until a person acts. On restart, or RESUME: tried once.
     Blocked,
-    /// The source no longer has what the target lacks. Left by a new copy only.
+    /// The source no longer has what the target lacks. On restart, or RESUME: looked at once more; left by a new copy, or when all that
+    /// was missing is there after all (the peer pointed to another server).
     ResyncRequired,
     /// A copy that was all that was asked for is done. Final.
     Completed,
 }
 
 impl MirrorState {
+    /// All of them.
+    pub const ALL: [MirrorState; 12] = [
+        MirrorState::Created,
+        MirrorState::Preflight,
+        MirrorState::Schema,
+        MirrorState::Slot,
+        MirrorState::Copying,
+        MirrorState::Catchup,
+        MirrorState::Running,
+        MirrorState::Paused,
+        MirrorState::Retrying,
+        MirrorState::Blocked,
+        MirrorState::ResyncRequired,
+        MirrorState::Completed,
+    ];
+
     /// Returns the state's name in the catalog.
     pub fn as_str(self) -> &'static str {
         match self {
+            MirrorState::Created => "created",
             MirrorState::Preflight => "preflight",
             MirrorState::Schema => "schema",
             MirrorState::Slot => "slot",
@@ -46,6 +72,47 @@ impl MirrorState {
             MirrorState::Blocked => "blocked",
             MirrorState::ResyncRequired => "resync_required",
             MirrorState::Completed => "completed",
+        }
+    }
+
+    /// Returns the state of that name in the catalog.
+    pub fn from_name(name: &str) -> Option<MirrorState> {
+        MirrorState::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Returns whether a mirror in this state may be put into `next`.
+    ///
+    /// An attempt begins with preflight, or with catchup when the copy is complete, from wherever the one before it was left: what is
+    /// durable decides, not the state. Within an attempt states follow each other. Anything may fail or be paused; what is completed
+    /// stays so, and what has started is never as if nothing had.
+    pub fn may_become(self, next: MirrorState) -> bool {
+        use MirrorState::{
+            Blocked, Catchup, Completed, Copying, Created, Paused, Preflight, ResyncRequired, Retrying, Running,
+            Schema, Slot,
+        };
+        match (self, next) {
+            (Completed, _) => next == Completed,
+            (_, Created) => false,
+            (_, Preflight | Catchup | Paused | Retrying | Blocked | ResyncRequired) => true,
+            (_, Schema) => self == Preflight,
+            (_, Slot) => self == Schema,
+            (_, Copying) => self == Slot,
+            (_, Running) => self == Catchup,
+            // Whoever completed the copy may have died before it could say so.
+            (_, Completed) => true,
+        }
+    }
+
+    /// Returns where an error puts a mirror that it ended attempt `attempt` of, and the pause before the next one; `None` when the
+    /// error is none of the mirror's.
+    ///
+    /// What passes is tried again for ever, each time a little later; all else stops exactly there, until a person acts.
+    pub fn after(error: &Error, attempt: u32) -> Option<(MirrorState, Option<Duration>)> {
+        match error {
+            Error::Transient(_) | Error::CopyAgain(_) => Some((MirrorState::Retrying, Some(retry_delay(attempt)))),
+            Error::ResyncRequired(_) => Some((MirrorState::ResyncRequired, None)),
+            Error::Blocked(_) => Some((MirrorState::Blocked, None)),
+            Error::TextNeeded | Error::Fenced | Error::Stopped => None,
         }
     }
 }
@@ -121,7 +188,10 @@ pub fn reconcile(assignment: &Assignment, local: &Local) -> Action {
 
 #[cfg(test)]
 mod tests {
+    use pg::SqlState;
+
     use super::*;
+    use crate::error::Problem;
 
     fn assignment(wants_running: bool, free: bool, state: &str) -> Assignment {
         Assignment {
@@ -138,6 +208,48 @@ mod tests {
 
     fn running(generation: &str) -> Local {
         Local::Running(generation.into())
+    }
+
+    /// Each state with those that may follow it, other than by an end or a new beginning of an attempt.
+    #[test]
+    fn every_transition_is_one_that_is_documented() {
+        use MirrorState::*;
+        let always = [Preflight, Catchup, Paused, Retrying, Blocked, ResyncRequired, Completed];
+        let within = [(Preflight, Schema), (Schema, Slot), (Slot, Copying), (Catchup, Running)];
+        for from in MirrorState::ALL {
+            for to in MirrorState::ALL {
+                let expected = match from {
+                    Completed => to == Completed,
+                    _ => always.contains(&to) || within.contains(&(from, to)),
+                };
+                assert_eq!(from.may_become(to), expected, "{} → {}", from.as_str(), to.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn every_state_is_found_by_its_name() {
+        for state in MirrorState::ALL {
+            assert_eq!(MirrorState::from_name(state.as_str()), Some(state));
+        }
+        assert_eq!(MirrorState::from_name("dropping"), None);
+    }
+
+    #[test]
+    fn every_error_puts_the_mirror_somewhere_or_is_none_of_its_own() {
+        let problem = || Problem::new(SqlState::WRONG_STATE, "x");
+        for error in [Error::Transient(problem()), Error::CopyAgain(problem())] {
+            let pauses: Vec<_> = [1, 2, 3, 1000].map(|n| MirrorState::after(&error, n).unwrap().1.unwrap()).into();
+            assert!(pauses.is_sorted() && pauses[0] < Duration::from_secs(1), "{pauses:?}");
+            assert_eq!(pauses[3], Duration::from_secs(60), "it never gives up");
+            assert_eq!(MirrorState::after(&error, 7).unwrap().0, MirrorState::Retrying);
+        }
+        let stops = |error: &Error| MirrorState::after(error, 1);
+        assert_eq!(stops(&Error::Blocked(problem())), Some((MirrorState::Blocked, None)));
+        assert_eq!(stops(&Error::ResyncRequired(problem())), Some((MirrorState::ResyncRequired, None)));
+        for error in [Error::Stopped, Error::Fenced, Error::TextNeeded] {
+            assert_eq!(stops(&error), None);
+        }
     }
 
     #[test]

@@ -115,12 +115,15 @@ impl Tracker {
     /// Tells the catalog what has changed since it was last told.
     ///
     /// # Errors
-    /// [`Error::Transient`] if the catalog cannot be reached.
-    pub async fn report(&self, catalog: &Catalog, mirror_id: i64) -> Result<(), Error> {
-        if let Some((status, tables)) = self.take() {
-            catalog.set_mirror_status(mirror_id, &status).await?;
-            catalog.set_table_status(mirror_id, &tables).await?;
+    /// [`Error::Fenced`] if another process has the mirror, [`Error::Stopped`] if it was dropped, [`Error::Transient`] if the catalog
+    /// cannot be reached.
+    pub async fn report(&self, context: &Context) -> Result<(), Error> {
+        let Some((status, tables)) = self.take() else { return Ok(()) };
+        let (catalog, mirror_id) = (&context.catalog, context.mirror.id);
+        if !catalog.set_mirror_status(mirror_id, context.epoch, &status).await? {
+            return Err(context.not_ours().await);
         }
+        catalog.set_table_status(mirror_id, &tables).await?;
         Ok(())
     }
 
@@ -150,7 +153,7 @@ pub async fn report_forever(
     expected: &Expected,
     wanted: watch::Sender<Lsn>,
 ) -> Result<std::convert::Infallible, Error> {
-    let (catalog, mirror_id) = (&context.catalog, context.mirror.id);
+    let catalog = &context.catalog;
     let mut sampled: Option<Instant> = None;
     let mut announced = 0;
     loop {
@@ -178,6 +181,6 @@ pub async fn report_forever(
                 wanted.send_replace(position);
             }
         }
-        tracker.report(catalog, mirror_id).await?;
+        tracker.report(context).await?;
     }
 }

@@ -13,10 +13,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::apply::{Apply, Limits};
 use crate::assemble::{Assembler, Tables};
-use crate::error::{Error, Problem, retry_delay};
-use crate::progress::{Gap, SourceFacts, check_continuity, switch_point};
+use crate::error::{Error, Problem};
+use crate::progress::{SourceFacts, Subject, check_continuity, switch_point};
 use crate::schema::{TablePlan, all_binary};
 use crate::session::PeerSession;
+use crate::sink::origin;
 use crate::sink::postgres::PostgresSink;
 use crate::source::preflight::{Findings, plan_known_tables};
 use crate::source::replication::ReplicationConnection;
@@ -77,14 +78,32 @@ impl Context {
         Context { catalog, node_id, mirror: Arc::new(mirror), epoch, stop, waited_for, ran_well, as_text }
     }
 
-    /// Writes the mirror's state, and that it changed.
+    /// Writes the mirror's state; the catalog records the change as an event.
     ///
     /// # Errors
-    /// [`Error::Transient`] if the catalog cannot be reached.
+    /// [`Error::Fenced`] if another process has the mirror, [`Error::Stopped`] if it was dropped, [`Error::Transient`] if the catalog
+    /// cannot be reached.
     pub async fn set_state(&self, state: MirrorState) -> Result<(), Error> {
-        tracing::info!(state = state.as_str(), "mirror state changed");
-        self.catalog.set_mirror_state(self.mirror.id, state.as_str()).await?;
-        self.event(&Event::info("state", state.as_str())).await
+        let (id, name) = (self.mirror.id, state.as_str());
+        let Some(before) = self.catalog.set_mirror_state(id, self.epoch, name).await? else {
+            return Err(self.not_ours().await);
+        };
+        tracing::info!(state = name, before, "mirror state changed");
+        if !MirrorState::from_name(&before).is_some_and(|before| before.may_become(state)) {
+            // A bug of ours; what is durable decides what happens, so going on harms no row.
+            debug_assert!(false, "{before} became {name}");
+            self.event(&Event::warning("state", format!("{before} became {name}, which was not to be expected")))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Says why the catalog took nothing from us.
+    pub async fn not_ours(&self) -> Error {
+        match self.catalog.mirror(self.mirror.id).await {
+            Ok(None) => Error::Stopped,
+            _ => Error::Fenced,
+        }
     }
 
     /// Records an event.
@@ -128,15 +147,14 @@ pub async fn run(context: Context) -> Outcome {
             attempt = 0;
         }
         attempt += 1;
-        let (state, delay) = match error {
-            Error::Transient(_) | Error::CopyAgain(_) => (MirrorState::Retrying, Some(retry_delay(attempt))),
-            Error::ResyncRequired(_) => (MirrorState::ResyncRequired, None),
-            _ => (MirrorState::Blocked, None),
-        };
+        let (state, delay) = MirrorState::after(&error, attempt).unwrap_or((MirrorState::Blocked, None));
         if let Some(problem) = error.problem() {
             // The catalog itself may be what is out of reach: then the next attempt tells.
-            if let Err(error) = tell_failure(&context, state, problem, attempt, delay).await {
-                tracing::warn!(error = %error, "failure not recorded");
+            match tell_failure(&context, state, problem, attempt, delay).await {
+                Ok(()) => {}
+                Err(Error::Fenced) => return Outcome::Fenced,
+                Err(Error::Stopped) => return Outcome::Stopped,
+                Err(error) => tracing::warn!(error = %error, "failure not recorded"),
             }
         }
         let Some(delay) = delay else { return Outcome::GaveUp };
@@ -162,20 +180,13 @@ async fn tell_failure(
         None => tracing::error!(state = name, sqlstate = %problem.sqlstate, error = problem.message, "mirror stopped"),
     }
     let id = context.mirror.id;
-    let level = if delay.is_some() { "warning" } else { "error" };
-    let event = Event {
-        level,
-        sqlstate: Some(problem.sqlstate),
-        lsn: problem.lsn,
-        detail: problem.detail.clone(),
-        hint: problem.hint.clone(),
-        ..Event::info("error", format!("{name}: {}", problem.message))
-    };
-    context.event(&event).await?;
     context.catalog.hold_up_tasks(id, &problem.sqlstate.to_string(), &problem.message, delay.is_none()).await?;
     // Last: whoever waits for the mirror sees this, and finds the rest in place.
-    context.catalog.set_mirror_failure(id, name, &problem.failure(attempt, delay)).await?;
-    Ok(())
+    if context.catalog.set_mirror_failure(id, context.epoch, name, &problem.failure(attempt, delay)).await? {
+        Ok(())
+    } else {
+        Err(context.not_ours().await)
+    }
 }
 
 /// One attempt, from connecting to whatever ends it. `Ok` means that there is nothing more to do.
@@ -235,16 +246,17 @@ async fn open_both(context: &Context) -> Result<(PeerSession, PostgresSink), Err
     let mirror = &context.mirror;
     let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
     // The older owner, if there is one, is locked out here, before anything of what it may still do is looked at.
-    let sink = PostgresSink::open(&mirror.target_name, &mirror.target, &mirror.object_name, context.epoch).await?;
+    let sink = PostgresSink::take_over(&mirror.target_name, &mirror.target, &mirror.object_name, context.epoch).await?;
     Ok((source, sink))
 }
 
 /// Streams from where the target is.
-async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> Result<(), Error> {
+async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) -> Result<(), Error> {
     let mirror = &context.mirror;
-    context.set_state(MirrorState::Catchup).await?;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
     let applied = check_start(context, &source, &mut replication, sink.applied()).await?;
+    // Not before that check: a mirror that lacks something does not look as if it went on.
+    context.set_state(MirrorState::Catchup).await?;
     if !mirror.copied {
         // The copy was complete, and whoever made it died before the catalog knew.
         start::record_copied(context).await?;
@@ -255,8 +267,10 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
     let publications = expected.check(&source).await?;
     fail_point!("continuity checked");
     slot::free(&source, &mirror.object_name).await?;
-    let stream = replication.start(&mirror.object_name, applied, &publications, tables.binary).await?;
+    let mut stream = replication.start(&mirror.object_name, applied, &publications, tables.binary).await?;
+    stream.set_silence_max(mirror.options.silence_max);
     fail_point!("streaming begun");
+    tag(context, &mut sink).await?;
     let goal = slot::push_wal(&source).await?;
     let tracker = Tracker::new(mirror.applied, applied);
     let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
@@ -268,7 +282,7 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
     let mut apply =
         Apply::new(stream, Assembler::new(tables, applied), sink, limits, applied, tracker.clone(), wanted_changes);
     let caught_up = || async {
-        tracker.report(&context.catalog, mirror.id).await?;
+        tracker.report(context).await?;
         fail_point!("caught up");
         context.catalog.set_all_tables_state(mirror.id, "live").await?;
         context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
@@ -284,8 +298,19 @@ async fn stream(context: &Context, source: PeerSession, sink: PostgresSink) -> R
         result = reporter => result.map(|never| match never {}),
     };
     // What was applied last is told, whatever ended the stream; it is not what decides about the stream's end.
-    let _ = tracker.report(&context.catalog, mirror.id).await;
+    let _ = tracker.report(context).await;
     result
+}
+
+/// Has the target's transactions marked with the mirror's replication origin, where that is wanted and possible.
+async fn tag(context: &Context, sink: &mut PostgresSink) -> Result<(), Error> {
+    let mirror = &context.mirror;
+    if !mirror.options.replication_origin {
+        return Ok(());
+    }
+    let Some(problem) = sink.tag(&origin::name(&mirror.source_name, &mirror.name)).await? else { return Ok(()) };
+    let event = Event::warning("state", "transactions on the target are not marked with a replication origin");
+    context.event(&event.detail(format!("{}.", problem.message)).hint(origin::HINT)).await
 }
 
 /// Checks that everything the target lacks will come, and returns where the target is.
@@ -309,37 +334,10 @@ async fn check_start(
         _ => None,
     };
     let facts = SourceFacts { system: &identity.system_id, wal_end, left_ours_at };
-    let applied = check_continuity(known, facts, slot.as_ref(), Some(applied)).map_err(|gap| {
-        let (message, detail) = match gap {
-            Gap::OtherSystem => (
-                format!("peer \"{}\" is another server than the one that was copied", mirror.source_name),
-                format!("Its system identifier is {}, it was {}.", identity.system_id, known.unwrap_or_default()),
-            ),
-            Gap::SlotMissing => (
-                format!("replication slot \"{}\" does not exist on the source", mirror.object_name),
-                "What happened since the target's position may be gone.".to_owned(),
-            ),
-            Gap::SlotLost => (
-                format!("replication slot \"{}\" was invalidated by the source", mirror.object_name),
-                "The source has removed WAL that the target lacks.".to_owned(),
-            ),
-            Gap::SlotAhead { confirmed_flush, applied } => (
-                format!("replication slot \"{}\" is ahead of the target", mirror.object_name),
-                format!("The slot is at {confirmed_flush}, the target at {applied}: the target was set back, or the slot was made anew."),
-            ),
-            Gap::SourceBehind { source, applied } => (
-                format!("peer \"{}\" is behind the target", mirror.source_name),
-                format!("It reaches {source}, the target is at {applied}: the source was set back in time, or failed over to a standby that had less."),
-            ),
-            Gap::ProgressMissing => (
-                format!("the target has lost the progress of mirror \"{}\"", mirror.name),
-                "It was set back, restored, or cleaned up by hand.".to_owned(),
-            ),
-        };
-        Error::ResyncRequired(
-            Problem::new(SqlState::WRONG_STATE, message).detail(detail).hint("Drop the mirror and create it anew: only a new copy helps."),
-        )
-    })?;
+    let subject =
+        Subject { mirror: &mirror.name, peer: &mirror.source_name, slot: &mirror.object_name, known_system: known };
+    let applied = check_continuity(known, facts, slot.as_ref(), Some(applied))
+        .map_err(|gap| Error::ResyncRequired(gap.problem(&subject, facts)))?;
     if left_ours_at.is_some() {
         let event = Event::warning("state", format!("the source is now on timeline {}", identity.timeline)).at(applied);
         context.event(&event).await?;

@@ -1,6 +1,6 @@
 //! Streaming goes on only where nothing is missing; a gap is never passed over in silence.
 
-use crate::support::{Fixture, ask, start};
+use crate::support::{Fixture, ask, eventually, start, start_servers};
 
 async fn running() -> Fixture {
     let fixture = start().await;
@@ -17,7 +17,10 @@ async fn assert_resync_required(fixture: &Fixture, message: &str) {
     fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
     let error = fixture.try_caught_up().await.unwrap_err();
     assert!(error.contains("resync_required") && error.contains(message), "{error}");
-    assert_eq!(fixture.ask("select state from peergate.tasks where kind = 'resume_mirror'").await, "failed");
+    assert_eq!(
+        fixture.ask("select string_agg(distinct state, ' ') from peergate.tasks where kind = 'resume_mirror'").await,
+        "failed"
+    );
 }
 
 const DROP_SLOT: &str = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
@@ -128,7 +131,64 @@ async fn a_publication_that_was_made_anew_is_found_out() {
         "drop publication {name}; create publication {name} for table t with (publish_via_partition_root = true)"
     );
     fixture.source.batch_execute(&anew).await.unwrap();
-    assert_resync_required(&fixture, "was dropped or made anew").await;
+    assert_resync_required(&fixture, "made anew").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_altered_and_altered_back_is_found_out() {
+    for meanwhile in [
+        "drop table t; {alter} add table only t",
+        "set (publish = 'insert, truncate'); {alter} set (publish = 'insert, update, delete, truncate')",
+    ] {
+        let fixture = running().await;
+        let alter = format!("alter publication {}", fixture.ask("select object_name from peergate.mirrors").await);
+        fixture.source.batch_execute(&format!("{alter} {}", meanwhile.replace("{alter}", &alter))).await.unwrap();
+        assert_resync_required(&fixture, "altered back").await;
+        // It stays so: what was not published in between will not come.
+        assert_resync_required(&fixture, "altered back").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_of_that_name_that_is_another_is_not_used() {
+    let fixture = running().await;
+    let name = fixture.ask("select object_name from peergate.mirrors").await;
+    for (made, told) in [
+        (format!("select pg_create_physical_replication_slot('{name}')"), "It is physical"),
+        (
+            format!("select pg_create_logical_replication_slot('{name}', 'test_decoding')"),
+            "Its plugin is test_decoding",
+        ),
+        (format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')"), "It is one of database dwh"),
+    ] {
+        fixture.source.batch_execute(DROP_SLOT).await.unwrap();
+        let by = if told.contains("database") { &fixture.target } else { &fixture.source };
+        by.batch_execute(&made).await.unwrap();
+        assert_resync_required(&fixture, told).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_the_source_has_invalidated_is_told_with_its_cause() {
+    let mut fixture = start_servers(&[("max_slot_wal_keep_size", "1MB"), ("max_wal_size", "32MB")]).await;
+    fixture.start_engine("node-1");
+    fixture.source.batch_execute("create table t (id int primary key)").await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    fixture.control.batch_execute("call peergate.pause_mirror('m')").await.unwrap();
+    fixture.wait_for_state("paused").await;
+    let lost = eventually(async || {
+        let write = "insert into t select coalesce(max(id), 0) + 1 from t; select pg_switch_wal(); checkpoint";
+        for statement in write.split(';') {
+            fixture.source.batch_execute(statement).await.unwrap();
+        }
+        ask(&fixture.source, "select wal_status from pg_replication_slots").await == "lost"
+    })
+    .await;
+    assert!(lost, "the slot is still there");
+    assert_resync_required(&fixture, "was invalidated by the source").await;
+    let detail = fixture.ask("select error_detail from peergate.mirror_status").await;
+    assert!(detail.contains("wal_removed") || detail.contains("max_slot_wal_keep_size"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,10 @@
 
 mod continuity;
 mod copying;
+mod events;
 mod exactly_once;
 mod lifecycle;
+mod ownership;
 mod preflight;
 mod proxies;
 mod proxy;

@@ -40,7 +40,17 @@ pub struct MirrorOptions {
     pub batch_bytes_max: usize,
     /// Shortest time between two commits on the target; zero: none.
     pub sync_interval: Duration,
+    /// Silence after which a connection to a peer is taken for dead.
+    pub silence_max: Duration,
+    /// Mark the transactions on the target with a replication origin, if the role may.
+    pub replication_origin: bool,
 }
+
+/// The least silence that can mean anything: a walsender is asked to answer every ten seconds.
+const SILENCE_MIN: Duration = Duration::from_secs(15);
+
+/// A day: who asks for more means never.
+const SILENCE_LIMIT: Duration = Duration::from_secs(86_400);
 
 impl MirrorOptions {
     fn from_value(value: &Value) -> Result<MirrorOptions, Error> {
@@ -52,6 +62,10 @@ impl MirrorOptions {
         };
         let number = |name: &str| -> Result<usize, Error> {
             text(name)?.parse().map_err(|_| Error::Unexpected(format!("option {name} is not a number")))
+        };
+        let seconds = |name: &str| -> Result<Duration, Error> {
+            let seconds = text(name)?.parse::<f64>().ok().filter(|s| s.is_finite() && *s > 0.0).unwrap_or(0.0);
+            Ok(Duration::from_secs_f64(seconds))
         };
         Ok(MirrorOptions {
             mode: match text("mode")? {
@@ -66,9 +80,9 @@ impl MirrorOptions {
             copy_parallel_workers: number("copy_parallel_workers")?.max(1),
             batch_rows_max: number("batch_rows_max")?.max(1),
             batch_bytes_max: number("batch_bytes_max")?,
-            sync_interval: Duration::from_secs_f64(
-                text("sync_interval")?.parse::<f64>().ok().filter(|s| s.is_finite() && *s > 0.0).unwrap_or(0.0),
-            ),
+            sync_interval: seconds("sync_interval")?,
+            silence_max: seconds("wal_receiver_timeout")?.clamp(SILENCE_MIN, SILENCE_LIMIT),
+            replication_origin: text("replication_origin")? == "true",
         })
     }
 }
@@ -189,7 +203,7 @@ pub struct Mirror {
     pub system_id: Option<String>,
     /// The source's timeline when it was last seen.
     pub timeline: Option<i32>,
-    /// Oids of the mirror's publications.
+    /// Numbers by which the mirror's publications are known again.
     pub publications: Vec<u32>,
     /// The slot's consistent point; `None` before the slot is made.
     pub snapshot_lsn: Option<Lsn>,

@@ -48,6 +48,8 @@ pub struct Failure {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
+    /// Where in the source's WAL, if it has a place there.
+    pub lsn: Option<Lsn>,
     /// Failed attempts so far.
     pub attempt: i32,
     /// Seconds until the next attempt; `None`: a person must act.
@@ -55,50 +57,61 @@ pub struct Failure {
 }
 
 impl Catalog {
-    /// Writes a mirror's state; a state in which it gets on clears the last error.
+    /// Writes a mirror's state and returns the one that it had; a state in which it gets on clears the last error. `None`: the mirror was
+    /// dropped, or `epoch` is not that of its lease any more, and nothing was written.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn set_mirror_state(&self, mirror_id: i64, state: &str) -> Result<(), Error> {
+    pub async fn set_mirror_state(&self, mirror_id: i64, epoch: i64, state: &str) -> Result<Option<String>, Error> {
         let statement = "
-            update peergate.mirror_runtime
-            set state = $2, updated_at = clock_timestamp(), retry_at = null,
-                attempt = case when $2 in ('running', 'completed', 'paused') then 0 else attempt end,
-                error_sqlstate = case when not w.well then error_sqlstate end, error_message = case when not w.well then error_message end,
-                error_detail = case when not w.well then error_detail end, error_hint = case when not w.well then error_hint end,
-                error_at = case when not w.well then error_at end
-            from (select $2 in ('copying', 'catchup', 'running', 'completed', 'paused') as well) w
-            where mirror_id = $1";
-        self.execute(statement, &[&mirror_id, &state]).await?;
-        Ok(())
+            update peergate.mirror_runtime r
+            set state = $3, updated_at = clock_timestamp(), retry_at = null,
+                attempt = case when $3 in ('running', 'completed', 'paused') then 0 else r.attempt end,
+                error_sqlstate = case when not w.well then r.error_sqlstate end, error_message = case when not w.well then r.error_message end,
+                error_detail = case when not w.well then r.error_detail end, error_hint = case when not w.well then r.error_hint end,
+                error_lsn = case when not w.well then r.error_lsn end, error_at = case when not w.well then r.error_at end
+            from (select $3 in ('copying', 'catchup', 'running', 'completed', 'paused') as well) w,
+                 (select o.state from peergate.mirror_runtime o join peergate.mirror_leases l using (mirror_id)
+                  where o.mirror_id = $1 and l.epoch = $2 for update of o) old
+            where r.mirror_id = $1
+            returning old.state";
+        let row = self.client().await?.query_opt(statement, &[&mirror_id, &epoch, &state]).await?;
+        Ok(row.map(|r| r.get(0)))
     }
 
-    /// Writes a mirror's state together with the error that put it there.
+    /// Writes a mirror's state together with the error that put it there; returns false, having written nothing, as
+    /// [`Catalog::set_mirror_state`] returns `None`.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn set_mirror_failure(&self, mirror_id: i64, state: &str, failure: &Failure) -> Result<(), Error> {
+    pub async fn set_mirror_failure(
+        &self,
+        mirror_id: i64,
+        epoch: i64,
+        state: &str,
+        failure: &Failure,
+    ) -> Result<bool, Error> {
         let statement = "
             update peergate.mirror_runtime
             set state = $2, error_sqlstate = $3, error_message = $4, error_detail = $5, error_hint = $6, attempt = $7,
-                retry_at = clock_timestamp() + make_interval(secs => $8), error_at = clock_timestamp(), updated_at = clock_timestamp()
-            where mirror_id = $1";
+                retry_at = clock_timestamp() + make_interval(secs => $8), error_lsn = $9::text::pg_lsn,
+                error_at = clock_timestamp(), updated_at = clock_timestamp()
+            where mirror_id = $1 and exists (select from peergate.mirror_leases l where l.mirror_id = $1 and l.epoch = $10)";
         let sqlstate = failure.sqlstate.to_string();
-        self.execute(
-            statement,
-            &[
-                &mirror_id,
-                &state,
-                &sqlstate,
-                &failure.message,
-                &failure.detail,
-                &failure.hint,
-                &failure.attempt,
-                &failure.retry_in,
-            ],
-        )
-        .await?;
-        Ok(())
+        let lsn = failure.lsn.map(|l| l.to_string());
+        let parameters: [&(dyn ToSql + Sync); 10] = [
+            &mirror_id,
+            &state,
+            &sqlstate,
+            &failure.message,
+            &failure.detail,
+            &failure.hint,
+            &failure.attempt,
+            &failure.retry_in,
+            &lsn,
+            &epoch,
+        ];
+        Ok(self.execute(statement, &parameters).await? > 0)
     }
 
     /// Stores which source the slot is on and where the copy's snapshot is.
@@ -152,11 +165,11 @@ impl Catalog {
         Ok(())
     }
 
-    /// Writes how far a streaming mirror is.
+    /// Writes how far a streaming mirror is; returns false, having written nothing, as [`Catalog::set_mirror_state`] returns `None`.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn set_mirror_status(&self, mirror_id: i64, status: &Status) -> Result<(), Error> {
+    pub async fn set_mirror_status(&self, mirror_id: i64, epoch: i64, status: &Status) -> Result<bool, Error> {
         let statement = "
             update peergate.mirror_runtime
             set received_lsn = $2::text::pg_lsn, applied_lsn = $3::text::pg_lsn, flushed_lsn = $4::text::pg_lsn,
@@ -164,11 +177,11 @@ impl Catalog {
                 source_lsn_at = coalesce($6::text::timestamptz, source_lsn_at),
                 commit_time = coalesce('2000-01-01 00:00:00+00'::timestamptz + $7 * interval '1 microsecond', commit_time),
                 lag_seconds = $8, rows_applied = $9, bytes_applied = $10, transactions_applied = $11, updated_at = clock_timestamp()
-            where mirror_id = $1";
+            where mirror_id = $1 and exists (select from peergate.mirror_leases l where l.mirror_id = $1 and l.epoch = $12)";
         let (source, at) = status.source.clone().map(|(lsn, at)| (lsn.to_string(), at)).unzip();
         // As a double: microseconds since 2000 are exact in it until the year 2285.
         let commit_time = status.commit_time.map(|t| t as f64);
-        let parameters: [&(dyn ToSql + Sync); 11] = [
+        let parameters: [&(dyn ToSql + Sync); 12] = [
             &mirror_id,
             &status.received.to_string(),
             &status.applied.to_string(),
@@ -180,9 +193,9 @@ impl Catalog {
             &status.totals.rows,
             &status.totals.bytes,
             &status.totals.transactions,
+            &epoch,
         ];
-        self.execute(statement, &parameters).await?;
-        Ok(())
+        Ok(self.execute(statement, &parameters).await? > 0)
     }
 
     /// Returns the catalog's clock, as text.

@@ -14,7 +14,7 @@ use pg::pgoutput::Tuple;
 use pg::{Lsn, SqlState};
 use tokio_postgres::Statement;
 
-use super::{Sink, encode, progress_row, stage};
+use super::{Sink, encode, origin, progress_row, stage};
 use crate::batch::{Batch, Sorted, Step, TableChanges, unchanged_mask};
 use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
@@ -47,6 +47,8 @@ pub struct PostgresSink {
     relations: HashMap<u32, Prepared>,
     uses: u64,
     triggers_fire: bool,
+    /// The session holds the mirror's replication origin: each transaction is marked.
+    marks: bool,
 }
 
 /// What the session keeps for a relation: its staging table, once it was needed, and the statements that were prepared.
@@ -82,7 +84,21 @@ impl PostgresSink {
     /// # Errors
     /// [`Error::Fenced`] if a newer owner has the row.
     pub async fn open(peer: &str, options: &PeerOptions, mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
-        let (target, triggers_fire) = open_writer(peer, options).await?;
+        PostgresSink::on(open_writer(peer, options).await?, mirror, epoch).await
+    }
+
+    /// As [`PostgresSink::open`], for the beginning of an attempt: whatever an earlier one, here or in another process, still has open on
+    /// the target is ended first. Its machine may be gone or stopped, and its locks would be in the way until the server noticed.
+    ///
+    /// # Errors
+    /// As [`PostgresSink::open`].
+    pub async fn take_over(peer: &str, options: &PeerOptions, mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
+        let writer = open_writer(peer, options).await?;
+        progress_row::end_earlier_sessions(&writer.0, mirror, epoch).await?;
+        PostgresSink::on(writer, mirror, epoch).await
+    }
+
+    async fn on((target, triggers_fire): (PeerSession, bool), mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
         let applied = progress_row::claim(&target, mirror, epoch).await?;
         target.run(SETTINGS).await?;
         let mirror = mirror.to_owned();
@@ -95,7 +111,21 @@ impl PostgresSink {
             relations: HashMap::new(),
             uses: 0,
             triggers_fire,
+            marks: false,
         })
+    }
+
+    /// Marks the transactions from now on with a replication origin; returns why not, if it cannot be had: they count all the same.
+    ///
+    /// # Errors
+    /// [`Error::Transient`] if the session was lost.
+    pub async fn tag(&mut self, origin: &str) -> Result<Option<Problem>, Error> {
+        match origin::set_up(&self.target, origin).await {
+            Ok(()) => self.marks = true,
+            Err(problem) if problem.sqlstate.class() == "08" => return Err(Error::Transient(problem)),
+            Err(problem) => return Ok(Some(problem)),
+        }
+        Ok(None)
     }
 
     /// Returns the position up to which the target has everything; zero: the copy is not complete.
@@ -351,7 +381,12 @@ impl Sink for PostgresSink {
         progress_row::advance(&self.target, &self.mirror, self.epoch, self.applied, end.end_lsn, end.commit_time)
             .await?;
         fail_point!("progress written");
-        self.target.run("commit").await?;
+        if self.marks {
+            // Last, and with the commit: what fails before it has marked nothing.
+            self.target.run(&format!("{}; commit", origin::mark(end.end_lsn, end.commit_time))).await?;
+        } else {
+            self.target.run("commit").await?;
+        }
         fail_point!("batch committed");
         self.in_transaction = false;
         self.relations.values_mut().for_each(|r| r.staged = false);

@@ -2,7 +2,9 @@
 //!
 //! The row lives with the data and is written in the same transaction, so the two can never disagree, whatever dies.
 
-use pg::Lsn;
+use std::time::Duration;
+
+use pg::{Lsn, SqlState};
 
 use crate::error::Error;
 use crate::session::PeerSession;
@@ -31,16 +33,56 @@ const SCHEMA: &str = "
     comment on column peergate.progress.updated_at  is 'When this row was last written.';
 ";
 
+/// Longest wait for the row, which the transaction of an older owner may hold.
+const CLAIM_TIMEOUT: &str = "set lock_timeout = '30s'";
+
+/// How long ended sessions may take to go.
+const END_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often they are looked for.
+const END_ATTEMPTS: u32 = 100;
+
+/// Sessions and transactions that write for a mirror hold an advisory lock, shared, of two numbers: one for the mirror, and the epoch. So
+/// those of earlier owners can be found, by whoever may end them.
+const MARK: &str = "pg_catalog.hashtext('peergate/' || $1), ($2::int8 % 2147483647)::int4";
+
+/// Ends the sessions on the target that write for the mirror with this epoch or an older one: to be done at the beginning of an attempt,
+/// when none of them is to be there. Newer owners are left alone. Where the role may not do that, they are waited for in
+/// [`claim`].
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn end_earlier_sessions(target: &PeerSession, mirror: &str, epoch: i64) -> Result<(), Error> {
+    let end = "
+        select pg_catalog.pg_terminate_backend(l.pid)
+        from (select distinct l.pid from pg_catalog.pg_locks l
+              where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid <> pg_catalog.pg_backend_pid()
+                and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+                and l.classid = (pg_catalog.hashtext('peergate/' || $1)::int8 & 4294967295)::oid
+                and l.objid::int8 <= $2::int8 % 2147483647) l";
+    for attempt in 0..END_ATTEMPTS {
+        match target.client.execute(end, &[&mirror, &epoch]).await {
+            Ok(0) => break,
+            Ok(_) if attempt == 0 => tracing::info!("sessions of an earlier attempt on the target are ended"),
+            Ok(_) => {}
+            Err(error) if error.code().is_some_and(|c| c.code() == SqlState::INSUFFICIENT_PRIVILEGE.as_str()) => break,
+            Err(error) => return Err(target.error(&error)),
+        }
+        tokio::time::sleep(END_PAUSE).await;
+    }
+    Ok(())
+}
+
 /// Makes the row if it is missing and takes it over: from now on an older owner writes nothing.
 ///
 /// A transaction that the older owner has open is waited for; what it committed is in the returned position.
 ///
 /// # Errors
-/// [`Error::Fenced`] if a newer owner has the row.
+/// [`Error::Fenced`] if a newer owner has the row; [`Error::Transient`] 55P03 if an older one holds it too long.
 pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn, Error> {
     // In one transaction: another mirror's removal takes the table away when it finds no row in it. What is there already need not be
     // made, and may be somebody else's who lets us use it.
-    target.run(&format!("begin; {LOCK}")).await?;
+    target.run(&format!("{CLAIM_TIMEOUT}; begin; {LOCK}")).await?;
     if !exists(target).await? {
         target.run(SCHEMA).await?;
     }
@@ -49,8 +91,10 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
         on conflict (mirror, lane) do update set epoch = excluded.epoch, updated_at = pg_catalog.now() where p.epoch <= excluded.epoch
         returning applied_lsn::text";
     let row = target.client.query_opt(statement, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
-    target.run("commit").await?;
+    target.run("commit; set lock_timeout = 0").await?;
     let row = row.ok_or(Error::Fenced)?;
+    let mark = format!("select pg_catalog.pg_advisory_lock_shared({MARK})");
+    target.client.execute(&mark, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
     row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&target.peer, e))
 }
 
@@ -64,8 +108,11 @@ async fn exists(target: &PeerSession) -> Result<bool, Error> {
 /// # Errors
 /// [`Error::Fenced`] if another process has taken over.
 pub async fn hold(target: &PeerSession, mirror: &str, epoch: i64) -> Result<(), Error> {
-    let query = "select from peergate.progress where mirror = $1 and lane = 0 and epoch = $2 for share";
-    let row = target.client.query_opt(query, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
+    let query = format!(
+        "with marked as materialized (select pg_catalog.pg_advisory_xact_lock_shared({MARK}))
+         select from peergate.progress, marked where mirror = $1 and lane = 0 and epoch = $2 for share of progress"
+    );
+    let row = target.client.query_opt(&query, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
     row.map(|_| ()).ok_or(Error::Fenced)
 }
 

@@ -13,13 +13,20 @@ use crate::session::PeerSession;
 pub async fn facts(source: &PeerSession, slot: &str) -> Result<Option<SlotFacts>, Error> {
     // Columns that came with later versions are read from the row as a whole, and are NULL before.
     let query = "
-        select s.confirmed_flush_lsn::text, s.wal_status = 'lost' or pg_catalog.to_jsonb(s) ->> 'invalidation_reason' is not null, s.active_pid
-        from pg_catalog.pg_replication_slots s where s.slot_name = $1 and s.database = pg_catalog.current_database()";
+        select s.confirmed_flush_lsn::text, s.active_pid,
+               case when j ->> 'invalidation_reason' is not null then 'invalidation_reason is ' || (j ->> 'invalidation_reason')
+                    when j ->> 'conflicting' = 'true' then 'it conflicts with recovery'
+                    when s.wal_status = 'lost' then 'wal_status is lost, its WAL was removed (max_slot_wal_keep_size)' end,
+               case when s.slot_type <> 'logical' then 'It is ' || s.slot_type
+                    when s.plugin <> 'pgoutput' then 'Its plugin is ' || s.plugin
+                    when s.database <> pg_catalog.current_database() then 'It is one of database ' || s.database end
+        from pg_catalog.pg_replication_slots s, pg_catalog.to_jsonb(s) j where s.slot_name = $1";
     let row = source.client.query_opt(query, &[&slot]).await.map_err(|e| source.error(&e))?;
     Ok(row.map(|row| SlotFacts {
         confirmed_flush: row.get::<_, Option<&str>>(0).and_then(|t| t.parse().ok()),
-        lost: row.get::<_, Option<bool>>(1).unwrap_or(false),
-        active_pid: row.get(2),
+        active_pid: row.get(1),
+        lost: row.get(2),
+        foreign: row.get(3),
     }))
 }
 

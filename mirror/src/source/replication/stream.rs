@@ -27,7 +27,7 @@ const GATHER: Duration = Duration::from_millis(2);
 /// How often a status is sent when there is nothing new to say.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Silence after which the walsender is taken for dead; it is asked to answer at every second status.
+/// Silence after which the walsender is taken for dead, unless told otherwise; it is asked to answer at every second status.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Microseconds from the Unix epoch to that of PostgreSQL.
@@ -51,6 +51,7 @@ pub struct ReplicationStream {
     behind: bool,
     /// When something was last read, or waited for.
     heard: Instant,
+    silence_max: Duration,
     status: watch::Sender<StandbyStatus>,
     reply: Arc<Notify>,
     writer: JoinHandle<()>,
@@ -77,10 +78,16 @@ impl ReplicationStream {
             gathers: connection.gathers,
             behind: false,
             heard: Instant::now(),
+            silence_max: SILENCE_MAX,
             status,
             reply,
             writer,
         }
+    }
+
+    /// Sets the silence after which the walsender is taken for dead: more than the ten seconds between two questions.
+    pub fn set_silence_max(&mut self, silence_max: Duration) {
+        self.silence_max = silence_max;
     }
 
     /// Returns how far the walsender is told that we are.
@@ -115,9 +122,10 @@ impl ReplicationStream {
                 tokio::time::sleep(GATHER).await;
             }
             // Whoever waits here stops and begins again now and then; the silence goes on meanwhile.
-            let silent = self.heard + SILENCE_MAX;
+            let silent = self.heard + self.silence_max;
             let read = tokio::time::timeout_at(silent, fill(&mut self.reader, &mut self.buffer)).await;
-            let read = read.map_err(|_| Error::connection(&self.peer, &format!("silent for {SILENCE_MAX:?}")))?;
+            let read =
+                read.map_err(|_| Error::connection(&self.peer, &format!("silent for {:?}", self.silence_max)))?;
             let read = read.map_err(|e| Error::connection(&self.peer, &e.to_string()))?;
             if read == 0 {
                 return Err(Error::connection(&self.peer, "closed by the server"));
