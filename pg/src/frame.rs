@@ -5,6 +5,8 @@
 //!
 //! Source: PostgreSQL docs, protocol-overview, "Messaging Overview".
 
+use std::ffi::CStr;
+
 /// Bytes of a frame's header: the tag and the length.
 pub const HEADER_BYTES: usize = 5;
 
@@ -131,8 +133,8 @@ impl Walker {
 
 /// Returns the string at the beginning of `bytes`, without its terminating zero, and what follows it.
 pub fn cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().position(|b| *b == 0)?;
-    Some((&bytes[..end], &bytes[end + 1..]))
+    let text = CStr::from_bytes_until_nul(bytes).ok()?.to_bytes();
+    Some((text, &bytes[text.len() + 1..]))
 }
 
 #[cfg(test)]
