@@ -14,11 +14,15 @@ use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 use tokio_rustls::client::TlsStream;
 
 use crate::connect::{Attempt, ConnectError};
+
+mod unix;
+
+pub use unix::UnixSocket;
 
 /// Largest message that a server may send during a login.
 const LOGIN_BYTES_MAX: usize = 1 << 20;
@@ -29,7 +33,7 @@ pub enum Socket {
     /// Plain TCP.
     Tcp(TcpStream),
     /// A Unix socket.
-    Unix(UnixStream),
+    Unix(UnixSocket),
     /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -90,7 +94,7 @@ pub async fn open(attempt: &Attempt) -> io::Result<(Socket, Option<Vec<u8>>)> {
     let port = config.get_ports().first().copied().unwrap_or(5432);
     let (mut tcp, name) = match (config.get_hosts().first(), config.get_hostaddrs().first()) {
         (Some(Host::Unix(directory)), _) => {
-            let socket = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?;
+            let socket = UnixSocket::connect(directory.join(format!(".s.PGSQL.{port}"))).await?;
             return Ok((Socket::Unix(socket), None));
         }
         (host, Some(address)) => {
