@@ -1,9 +1,11 @@
 //! What a session may make the gateway hold.
 
-use tokio::io::AsyncWriteExt;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hostile::{bind, execute, parse, query, sync};
-use crate::process::{Process, in_time};
+use crate::process::{Process, STUCK, in_time};
 use crate::support::{frame, read_until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,5 +60,56 @@ async fn texts_that_are_held_whole_are_let_go_afterwards() {
     eprintln!("{before} kB before, {peak} kB at most, {after} kB after");
     assert!(after < before + 100_000, "{before} kB before, {after} kB after");
     drop((clients, more));
+    process.finish(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_all_sessions_hold_together_is_bounded() {
+    let process = Process::alone(&[]).await;
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(process.port()).user("postgres").dbname("peergate_admin");
+    let (console, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    // Texts that lack their end: four of 15 MiB are held within 64 MiB.
+    let text = query(format!("select length('{}')", "x".repeat(15 << 20)));
+    let begun = &text[..text.len() - 1];
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut socket = process.session().await;
+        in_time("a text that is held", socket.write_all(begun)).await.unwrap();
+        held.push(socket);
+    }
+    let received = async || {
+        let sessions = console.query("show sessions", &[]).await.unwrap();
+        sessions.iter().map(|session| session.get::<_, i64>("bytes_received")).sum::<i64>()
+    };
+    let since = Instant::now();
+    while received().await < 4 * begun.len() as i64 {
+        assert!(since.elapsed() < STUCK * 2, "the texts are not read");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // One more has no place, and is told so when none has become free; what it still has to say is not read.
+    let mut late = process.session().await;
+    let (mut from, mut to) = late.split();
+    let mut refusal = Vec::new();
+    let writes = async {
+        let _ = to.write_all(begun).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        _ = in_time("a refusal", from.read_to_end(&mut refusal)) => {}
+        () = writes => {}
+    }
+    let refusal = String::from_utf8_lossy(&refusal);
+    assert!(refusal.contains("FATAL") && refusal.contains("53200"), "{refusal}");
+    // The others go on, and what they held can be had again.
+    for socket in &mut held {
+        socket.write_all(&text[text.len() - 1..]).await.unwrap();
+        assert_eq!(in_time("its answer", read_until(socket, b'Z')).await.0, "TDCZ");
+    }
+    let mut again = process.session().await;
+    again.write_all(&text).await.unwrap();
+    assert_eq!(in_time("one more answer", read_until(&mut again, b'Z')).await.0, "TDCZ");
+    drop((held, again, late, console));
     process.finish(&[]).await;
 }
