@@ -19,6 +19,7 @@ pub mod error;
 pub mod fields;
 mod halves;
 pub mod healthcheck;
+mod intake;
 pub mod intercept;
 mod login;
 pub mod metrics;

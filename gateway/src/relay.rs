@@ -1,43 +1,29 @@
-//! The two pumps of a session, in one task. Each reads, walks from header to header, writes, and only then reads again: whoever
-//! is slow slows the other down, and no more than a buffer is held for each direction.
+//! The two pumps of a session, each in a task of its own: it wakes for what concerns it and nothing else. Each reads, walks from header to
+//! header, writes, and only then reads again: whoever is slow slows the other down, and no more than a buffer is held for each
+//! direction.
 //!
 //! Runs of frames go on untouched and frames of any size are streamed. Only those that may be ours are held whole. What becomes
 //! of them is for `intercept` to say.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Poll, ready};
-use std::time::Duration;
+use std::rc::Rc;
 
 use bytes::{Buf, BytesMut};
 use pg::SqlState;
-use pg::frame::{HEADER_BYTES, Header, Step, Walker};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use pg::frame::{FrameError, HEADER_BYTES, Header, Step, Walker};
+use tokio::io::AsyncRead;
+use tokio::sync::Notify;
 
 use crate::error::Fatal;
 use crate::fields::Fields;
+use crate::halves::{Connection, Half};
+use crate::intake::{BUFFER_BYTES, Intake, listen};
 use crate::intercept::{Action, Answer, Interceptor, Question, canceled};
 use crate::login::without_channel_binding;
 use crate::registry::{Behind, Entry};
 use crate::session::Session;
 use crate::validate::find_out;
-
-/// Size of each direction's buffer, in bytes.
-const BUFFER_BYTES: usize = 64 * 1024;
-
-/// A read of at least this much means that more is coming: a server sends rows by 8 kB.
-const MUCH_BYTES: usize = 8 * 1024;
-
-/// What all sessions together may hold of frames that have to be seen whole, in buffers of [`BUFFER_BYTES`]: 64 MiB. What is made of
-/// them takes up to five times that, for a moment.
-pub(crate) const HELD_BUFFERS_MAX: usize = 1024;
-
-/// How long a session waits for others to be done with what they hold.
-const HELD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A frame that should be seen whole but is larger goes on unseen.
 const INSPECT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -61,6 +47,8 @@ pub(crate) struct Relay {
     ready: Cell<bool>,
     became_ready: Notify,
     became_quiet: Notify,
+    /// Somebody waits for that.
+    awaits_quiet: Cell<bool>,
     /// The client has got whole frames only.
     at_boundary: Cell<bool>,
     /// Nothing of the client's waits here.
@@ -82,6 +70,7 @@ impl Relay {
             ready: Cell::new(ready),
             became_ready: Notify::new(),
             became_quiet: Notify::new(),
+            awaits_quiet: Cell::new(false),
             at_boundary: Cell::new(true),
             client_drained: Cell::new(true),
             parting: Cell::new(false),
@@ -111,6 +100,7 @@ impl Relay {
 
     /// Waits until nothing is going on and no transaction is open. A login that is not through is nothing.
     pub(crate) async fn idle(&self) {
+        self.awaits_quiet.set(true);
         while self.ready.get()
             && !(self.entry().status() == b'I' && self.client_drained.get() && self.interceptor.borrow().is_idle())
         {
@@ -131,10 +121,15 @@ impl Relay {
 
     /// Relays what the client says, until it is gone. A server that takes no more is no end: what it said last, and why, is still
     /// to come the other way.
-    pub(crate) async fn client_to_server<R, W>(&self, mut client: R, server: W, mut buffer: BytesMut) -> End
+    pub(crate) async fn client_to_server<C, S>(
+        self: Rc<Relay>,
+        mut client: Half<C>,
+        server: Half<S>,
+        mut buffer: BytesMut,
+    ) -> End
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        C: Connection,
+        S: Connection,
     {
         match self.talk(&mut client, server, &mut buffer).await {
             Ok(end) => end,
@@ -146,86 +141,50 @@ impl Relay {
         }
     }
 
-    async fn talk<R, W>(&self, client: &mut R, mut server: W, buffer: &mut BytesMut) -> io::Result<End>
+    async fn talk<C, S>(&self, client: &mut Half<C>, mut server: Half<S>, buffer: &mut BytesMut) -> io::Result<End>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        C: Connection,
+        S: Connection,
     {
         let mut walker = Walker::new();
         let mut out = BytesMut::new();
         let mut intake = Intake::default();
         loop {
-            // Up to `run` is in `out` already; from there to `at` goes on untouched.
-            let (mut run, mut at) = (0, 0);
+            let mut cut = Cut::default();
             loop {
-                let header = match walker.step(&buffer[at..]) {
-                    Ok(Step::More) => break,
-                    Ok(Step::Rest(n)) => {
-                        at += n;
-                        continue;
+                match self.walk_client(&mut walker, buffer, &mut cut, &mut out) {
+                    Stop::More => break,
+                    Stop::Invalid => return Ok(End::Fatal(Fatal::Protocol("invalid message length"))),
+                    Stop::Early => {
+                        server.send(&buffer[cut.run..cut.at]).await?;
+                        buffer.advance(cut.at);
+                        cut = Cut::default();
+                        self.logged_in().await;
                     }
-                    Ok(Step::Frame(header)) => header,
-                    Err(_) => return Ok(End::Fatal(Fatal::Protocol("invalid message length"))),
-                };
-                // Before the login is through only its own answers may go on: a query that came early would not be looked at.
-                if !self.ready.get() && !matches!(header.tag, b'p' | b'X') {
-                    server.write_all(&buffer[run..at]).await?;
-                    server.flush().await?;
-                    buffer.advance(at);
-                    (run, at) = (0, 0);
-                    self.logged_in().await;
-                }
-                if header.tag == b'X' {
-                    self.parting.set(true);
-                }
-                if !self.interceptor.borrow().wants_from_client(header.tag) || header.size > INSPECT_BYTES_MAX {
-                    self.interceptor.borrow_mut().passed_from_client(header.tag);
-                    at += walker.pass(header, buffer.len() - at);
-                    continue;
-                }
-                if buffer.len() - at < header.size {
-                    break;
-                }
-                let body = &buffer[at + HEADER_BYTES..at + header.size];
-                let action = self.interceptor.borrow_mut().from_client(header.tag, body);
-                match action {
-                    Action::Pass => {}
-                    Action::Replace(frame) => {
-                        out.extend_from_slice(&buffer[run..at]);
-                        out.extend_from_slice(&frame);
-                        run = at + header.size;
-                    }
-                    Action::Ask(question) => {
+                    Stop::Ask(question, size) => {
                         // What came before must not wait for what is found out.
-                        out.extend_from_slice(&buffer[run..at]);
+                        out.extend_from_slice(&buffer[cut.run..cut.at]);
                         if !question.peers.is_empty() {
-                            server.write_all(&out).await?;
-                            server.flush().await?;
+                            server.send(&out).await?;
                             out.clear();
                         }
-                        buffer.advance(at);
+                        buffer.advance(cut.at);
                         let Some(answer) = Box::pin(self.answer(*question, client, buffer)).await else {
                             return Ok(End::Client);
                         };
                         out.extend_from_slice(&answer.frame);
                         self.session.announce(answer.waits_for);
-                        (run, at) = (header.size, 0);
+                        cut = Cut { run: size, at: size };
                     }
                 }
-                at += header.size;
             }
-            if out.is_empty() {
-                server.write_all(&buffer[run..at]).await?;
-            } else {
-                out.extend_from_slice(&buffer[run..at]);
-                server.write_all(&out).await?;
-                out.clear();
-            }
-            server.flush().await?;
-            buffer.advance(at);
+            server.send(cut.bytes(buffer, &mut out)).await?;
+            clear(&mut out);
+            buffer.advance(cut.at);
             self.client_drained.set(buffer.is_empty() && walker.at_boundary());
-            shrink(&mut out);
-            if !intake.share(buffer, &self.session.shared.held).await {
+            let lacks = intake.lacks(buffer);
+            // Boxed, as it is rare: else each session would keep room for it.
+            if lacks > 0 && !Box::pin(intake.take(lacks, &self.session.shared.held)).await {
                 return Ok(End::Fatal(Fatal::HeldTooMuch));
             }
             match intake.read(client, buffer).await {
@@ -235,6 +194,40 @@ impl Relay {
                     self.client_drained.set(false);
                     self.became_busy();
                 }
+            }
+        }
+    }
+
+    /// Goes on from `cut` through what the client has said, as far as nothing has to be waited for.
+    fn walk_client(&self, walker: &mut Walker, buffer: &[u8], cut: &mut Cut, out: &mut BytesMut) -> Stop {
+        let mut interceptor = self.interceptor.borrow_mut();
+        loop {
+            let header = match walker.step(&buffer[cut.at..]) {
+                Ok(Step::More) => return Stop::More,
+                Ok(Step::Rest(n)) => {
+                    cut.at += n;
+                    continue;
+                }
+                Ok(Step::Frame(header)) => header,
+                Err(_) => return Stop::Invalid,
+            };
+            // Before the login is through only its own answers may go on: a query that came early would not be looked at.
+            if !self.ready.get() && !matches!(header.tag, b'p' | b'X') {
+                return Stop::Early;
+            }
+            if header.tag == b'X' {
+                self.parting.set(true);
+            }
+            if !interceptor.wants_from_client(header.tag) || header.size > INSPECT_BYTES_MAX {
+                interceptor.passed_from_client(header.tag);
+                cut.at += walker.pass(header, buffer.len() - cut.at);
+                continue;
+            }
+            let Some(frame) = buffer.get(cut.at..cut.at + header.size) else { return Stop::More };
+            match interceptor.from_client(header.tag, &frame[HEADER_BYTES..]) {
+                Action::Pass => cut.at += header.size,
+                Action::Replace(frame) => cut.replace(header, buffer, &frame, out),
+                Action::Ask(question) => return Stop::Ask(question, header.size),
             }
         }
     }
@@ -267,87 +260,103 @@ impl Relay {
     }
 
     /// Relays what the server says, until it closes.
-    ///
+    pub(crate) async fn server_to_client<S, C>(self: Rc<Relay>, server: Half<S>, client: Half<C>) -> End
+    where
+        S: Connection,
+        C: Connection,
+    {
+        self.reply(server, client).await.unwrap_or(End::Client)
+    }
+
     /// # Errors
     /// [`io::Error`] of the client's socket.
-    pub(crate) async fn server_to_client<R, W>(&self, mut server: R, mut client: W) -> io::Result<End>
+    async fn reply<S, C>(&self, mut server: Half<S>, mut client: Half<C>) -> io::Result<End>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        S: Connection,
+        C: Connection,
     {
         let mut walker = Walker::new();
         let mut buffer = BytesMut::new();
         let mut out = BytesMut::new();
         let mut intake = Intake::default();
         loop {
-            let (mut run, mut at) = (0, 0);
-            let mut became_ready = false;
-            loop {
-                let header = match walker.step(&buffer[at..]) {
-                    Ok(Step::More) => break,
-                    Ok(Step::Rest(n)) => {
-                        at += n;
-                        continue;
-                    }
-                    Ok(Step::Frame(header)) => header,
-                    Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
-                };
-                let login = !self.ready.get() && !became_ready;
-                let wanted = self.interceptor.borrow().wants_from_server(header.tag)
-                    || matches!(header.tag, b'Z' | b'E')
-                    || login && matches!(header.tag, b'R' | b'K');
-                if !wanted || header.size > INSPECT_BYTES_MAX {
-                    self.interceptor.borrow_mut().passed_from_server(header.tag);
-                    at += walker.pass(header, buffer.len() - at);
-                    continue;
-                }
-                if buffer.len() - at < header.size {
-                    break;
-                }
-                let body = &buffer[at + HEADER_BYTES..at + header.size];
-                became_ready |= header.tag == b'Z';
-                let action = if login { self.during_login(header, body) } else { None };
-                let action = action.unwrap_or_else(|| self.interceptor.borrow_mut().from_server(header.tag, body));
-                self.watch_for_the_end(header.tag, body);
-                if let Action::Replace(frame) = action {
-                    if header.tag == b'C' {
-                        self.session.shared.events.statement(&frame[HEADER_BYTES..]);
-                    }
-                    out.extend_from_slice(&buffer[run..at]);
-                    out.extend_from_slice(&frame);
-                    run = at + header.size;
-                }
-                at += header.size;
-            }
-            self.at_boundary.set(false);
-            if out.is_empty() {
-                client.write_all(&buffer[run..at]).await?;
-                self.entry().counters.sent.add(at - run);
-            } else {
-                out.extend_from_slice(&buffer[run..at]);
-                client.write_all(&out).await?;
-                self.entry().counters.sent.add(out.len());
-                out.clear();
-            }
-            client.flush().await?;
-            self.at_boundary.set(walker.at_boundary());
-            buffer.advance(at);
-            if became_ready && !self.ready.replace(true) {
-                self.session.shared.events.login(true);
-                self.became_ready.notify_waiters();
-            }
-            if self.entry().status() != 0 {
-                self.became_quiet.notify_waiters();
-            }
-            shrink(&mut out);
-            if !intake.share(&buffer, &self.session.shared.held).await {
-                return Ok(End::Fatal(Fatal::HeldTooMuch));
-            }
             match intake.read(&mut server, &mut buffer).await {
                 Ok(0) | Err(_) if self.parting.get() => return Ok(End::Server),
                 Ok(0) | Err(_) => return Ok(End::Fatal(Fatal::BackendGone)),
                 // What comes without having been asked for, such as a notification, makes nobody busy.
                 Ok(_) => {}
+            }
+            let mut cut = Cut::default();
+            let Ok(became_ready) = self.walk_server(&mut walker, &buffer, &mut cut, &mut out) else {
+                return Ok(End::Fatal(Fatal::BackendGone));
+            };
+            let bytes = cut.bytes(&buffer, &mut out);
+            self.at_boundary.set(false);
+            client.send(bytes).await?;
+            self.at_boundary.set(walker.at_boundary());
+            self.entry().counters.sent.add(bytes.len());
+            clear(&mut out);
+            buffer.advance(cut.at);
+            if became_ready && !self.ready.replace(true) {
+                self.session.shared.events.login(true);
+                self.became_ready.notify_waiters();
+            }
+            if self.awaits_quiet.get() {
+                self.became_quiet.notify_waiters();
+            }
+            let lacks = intake.lacks(&buffer);
+            // Boxed, as it is rare: else each session would keep room for it.
+            if lacks > 0 && !Box::pin(intake.take(lacks, &self.session.shared.held)).await {
+                return Ok(End::Fatal(Fatal::HeldTooMuch));
+            }
+        }
+    }
+
+    /// Goes through what the server has said, and returns whether a ReadyForQuery was in it.
+    fn walk_server(
+        &self,
+        walker: &mut Walker,
+        buffer: &[u8],
+        cut: &mut Cut,
+        out: &mut BytesMut,
+    ) -> Result<bool, FrameError> {
+        let mut interceptor = self.interceptor.borrow_mut();
+        let mut became_ready = false;
+        loop {
+            let header = match walker.step(&buffer[cut.at..])? {
+                Step::More => return Ok(became_ready),
+                Step::Rest(n) => {
+                    cut.at += n;
+                    continue;
+                }
+                Step::Frame(header) => header,
+            };
+            let login = !self.ready.get() && !became_ready;
+            let wanted = interceptor.wants_from_server(header.tag)
+                || matches!(header.tag, b'Z' | b'E')
+                || login && matches!(header.tag, b'R' | b'K');
+            if !wanted || header.size > INSPECT_BYTES_MAX {
+                interceptor.passed_from_server(header.tag);
+                cut.at += walker.pass(header, buffer.len() - cut.at);
+                continue;
+            }
+            let Some(frame) = buffer.get(cut.at..cut.at + header.size) else { return Ok(became_ready) };
+            let body = &frame[HEADER_BYTES..];
+            became_ready |= header.tag == b'Z';
+            let action = if login { self.during_login(header, body) } else { None };
+            let action = action.unwrap_or_else(|| interceptor.from_server(header.tag, body));
+            match header.tag {
+                b'Z' => self.became_free(body.first().copied().unwrap_or(0), interceptor.is_idle()),
+                b'E' => self.watch_for_the_end(body),
+                _ => {}
+            }
+            if let Action::Replace(frame) = action {
+                if header.tag == b'C' {
+                    self.session.shared.events.statement(&frame[HEADER_BYTES..]);
+                }
+                cut.replace(header, buffer, &frame, out);
+            } else {
+                cut.at += header.size;
             }
         }
     }
@@ -383,127 +392,70 @@ impl Relay {
         }
     }
 
-    /// The server has answered a request; `status` is the transaction's.
-    fn became_free(&self, status: u8) {
+    /// The server has answered a request; `status` is the transaction's. If that was not the last request, it goes on at once.
+    fn became_free(&self, status: u8, was_last: bool) {
         let entry = self.entry();
-        // With more requests behind it, the server goes on at once.
-        entry.set_status(if self.interceptor.borrow().is_idle() { status } else { 0 });
+        entry.set_status(if was_last { status } else { 0 });
         entry.counters.requests.add(1);
         if status == b'I' {
             entry.counters.transactions.add(1);
         }
     }
 
-    fn watch_for_the_end(&self, tag: u8, body: &[u8]) {
-        match tag {
-            b'Z' => self.became_free(body.first().copied().unwrap_or(0)),
-            b'E' => {
-                let severity = Fields::decode(body).and_then(|f| f.get(b'V').map(<[u8]>::to_vec));
-                if matches!(severity.as_deref(), Some(b"FATAL" | b"PANIC")) {
-                    self.parting.set(true);
-                    if !self.is_ready() {
-                        self.session.shared.events.login(false);
-                    }
-                }
+    /// Notes an error that ends the session.
+    fn watch_for_the_end(&self, error: &[u8]) {
+        let severity = Fields::decode(error).and_then(|f| f.get(b'V').map(<[u8]>::to_vec));
+        if matches!(severity.as_deref(), Some(b"FATAL" | b"PANIC")) {
+            self.parting.set(true);
+            if !self.is_ready() {
+                self.session.shared.events.login(false);
             }
-            _ => {}
         }
     }
 }
 
-/// Reads on while something else is being done, so that the client's end is noticed. Returns when it is gone; what it says is kept,
-/// up to a buffer more.
-async fn listen<R: AsyncRead + Unpin>(client: &mut R, buffer: &mut BytesMut) {
-    let limit = buffer.len() + BUFFER_BYTES;
-    while buffer.len() < limit {
-        match client.read_buf(buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-    }
-    std::future::pending::<()>().await;
+/// How far a walk over a buffer has come. Up to `run`, all has gone on or is in the output; from there to `at`, it goes on untouched.
+#[derive(Clone, Copy, Default)]
+struct Cut {
+    run: usize,
+    at: usize,
 }
 
-thread_local! {
-    /// Where what comes for sessions that have no buffer is read to: one buffer for all the idle ones of a thread.
-    static LANDING: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
-}
-
-/// Reads for a pump, and sees to its buffer: none while nothing comes, more where much comes.
-#[derive(Default)]
-struct Intake {
-    /// What the last read brought, in bytes.
-    last: usize,
-    /// The largest that the buffer has been, in bytes.
-    largest: usize,
-    /// Its share of what all sessions may hold, for what it holds beyond a buffer's size.
-    share: Option<OwnedSemaphorePermit>,
-}
-
-impl Intake {
-    /// Reads more behind what the buffer holds; 0 at the end.
-    ///
-    /// # Errors
-    /// [`io::Error`] of the socket.
-    async fn read<R: AsyncRead + Unpin>(&mut self, reader: &mut R, buffer: &mut BytesMut) -> io::Result<usize> {
-        if buffer.is_empty() && self.largest > 4 * BUFFER_BYTES {
-            // Not by its capacity: what was taken off its front is not in it.
-            *self = Intake::default();
-            *buffer = BytesMut::new();
-        }
-        // Much is coming, and is read to where it stays.
-        if !buffer.is_empty() || self.last >= MUCH_BYTES {
-            if buffer.capacity() - buffer.len() < BUFFER_BYTES / 2 {
-                buffer.reserve(BUFFER_BYTES);
-            }
-            self.largest = self.largest.max(buffer.capacity());
-        }
-        let read = poll_fn(|cx| {
-            let room = buffer.capacity() - buffer.len();
-            if room >= BUFFER_BYTES / 2 {
-                let read = pin!(reader.read_buf(buffer)).poll(cx);
-                if read.is_pending() && buffer.is_empty() {
-                    *buffer = BytesMut::new();
-                }
-                return read;
-            }
-            LANDING.with_borrow_mut(|landing| {
-                let mut landing = ReadBuf::new(landing);
-                ready!(Pin::new(&mut *reader).poll_read(cx, &mut landing))?;
-                buffer.extend_from_slice(landing.filled());
-                Poll::Ready(Ok(landing.filled().len()))
-            })
-        })
-        .await?;
-        self.last = read;
-        Ok(read)
+impl Cut {
+    /// Puts `replacement` in the place of the frame that begins here.
+    fn replace(&mut self, header: Header, buffer: &[u8], replacement: &[u8], out: &mut BytesMut) {
+        out.extend_from_slice(&buffer[self.run..self.at]);
+        out.extend_from_slice(replacement);
+        self.at += header.size;
+        self.run = self.at;
     }
 
-    /// Takes the buffer's share of what all sessions may hold; `false`: there is none to be had. A frame that is held whole makes the
-    /// buffer grow only as its bytes come.
-    async fn share(&mut self, buffer: &BytesMut, held: &Arc<Semaphore>) -> bool {
-        // What is shared out is counted in buffers.
-        let beyond = buffer.len() / BUFFER_BYTES;
-        if beyond == 0 {
-            self.share = None;
-            return true;
+    /// Returns all that goes on. Where nothing was replaced, it is not copied.
+    fn bytes<'a>(&self, buffer: &'a [u8], out: &'a mut BytesMut) -> &'a [u8] {
+        let untouched = &buffer[self.run..self.at];
+        if out.is_empty() {
+            return untouched;
         }
-        let has = self.share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = u32::try_from(beyond.saturating_sub(has)).unwrap_or(u32::MAX);
-        if more == 0 {
-            return true;
-        }
-        let acquired = tokio::time::timeout(HELD_TIMEOUT, held.clone().acquire_many_owned(more)).await;
-        let Ok(Ok(permit)) = acquired else { return false };
-        match &mut self.share {
-            Some(share) => share.merge(permit),
-            None => self.share = Some(permit),
-        }
-        true
+        out.extend_from_slice(untouched);
+        out
     }
 }
 
-fn shrink(out: &mut BytesMut) {
+/// What a walk over what the client has said came upon.
+enum Stop {
+    /// The end of what is there.
+    More,
+    /// A message that must wait for the end of the login.
+    Early,
+    /// A message of that many bytes for which something has to be found out.
+    Ask(Box<Question>, usize),
+    /// What cannot be a message.
+    Invalid,
+}
+
+/// Empties the output, which is mostly empty, and keeps its memory if it is little.
+fn clear(out: &mut BytesMut) {
+    out.clear();
     if out.capacity() > BUFFER_BYTES {
         *out = BytesMut::new();
     }

@@ -9,15 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use catalog::Catalog;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::LocalSet;
 
 use crate::backend::Backend;
 use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
+use crate::intake::HELD_BUFFERS_MAX;
 use crate::metrics::{Events, Figures};
 use crate::registry::State;
-use crate::relay::HELD_BUFFERS_MAX;
 use crate::reload::Reloader;
 use crate::session::{self, Shared};
 use crate::tls::Tls;
@@ -343,30 +343,38 @@ struct Thread {
 impl Thread {
     fn start(n: usize, shared: Arc<Shared>) -> Result<Thread, Error> {
         let failed = |e| Error::System("cannot start a thread for sessions", e);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (sockets, mut received) = mpsc::unbounded_channel::<std::net::TcpStream>();
-        let run = move || {
-            let local = LocalSet::new();
-            local.block_on(&runtime, async {
-                let mut phase = shared.phase.clone();
-                loop {
-                    let socket = tokio::select! {
-                        socket = received.recv() => socket,
-                        _ = phase.wait_for(|p| *p == Phase::Closing) => None,
-                    };
-                    let Some(socket) = socket else { break };
-                    match TcpStream::from_std(socket) {
-                        Ok(socket) => {
-                            // A task of its own, so that a panic ends one session and not the thread.
-                            tokio::task::spawn_local(session::run(shared.clone(), socket));
-                        }
-                        Err(error) => tracing::warn!(error = %error, "cannot take over a connection"),
-                    }
-                }
-                shared.registry.wait_until_empty().await;
-            });
+        let (sockets, received) = mpsc::unbounded_channel::<std::net::TcpStream>();
+        let (began, begins) = std::sync::mpsc::sync_channel(1);
+        // A runtime for tasks that stay where they are belongs to the thread that makes it.
+        let run = move || match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            Ok(runtime) => {
+                drop(began.send(Ok(())));
+                runtime.block_on(take_over(shared, received));
+            }
+            Err(error) => drop(began.send(Err(error))),
         };
         let handle = std::thread::Builder::new().name(format!("sessions-{n}")).spawn(run).map_err(failed)?;
+        begins.recv().unwrap_or_else(|gone| Err(std::io::Error::other(gone))).map_err(failed)?;
         Ok(Thread { sockets, handle })
     }
+}
+
+/// Serves sessions on this thread until the server closes and all have ended.
+async fn take_over(shared: Arc<Shared>, mut sockets: mpsc::UnboundedReceiver<std::net::TcpStream>) {
+    let mut phase = shared.phase.clone();
+    loop {
+        let socket = tokio::select! {
+            socket = sockets.recv() => socket,
+            _ = phase.wait_for(|p| *p == Phase::Closing) => None,
+        };
+        let Some(socket) = socket else { break };
+        match TcpStream::from_std(socket) {
+            Ok(socket) => {
+                // A task of its own, so that a panic ends one session and not the thread.
+                tokio::task::spawn_local(session::run(shared.clone(), socket));
+            }
+            Err(error) => tracing::warn!(error = %error, "cannot take over a connection"),
+        }
+    }
+    shared.registry.wait_until_empty().await;
 }

@@ -16,7 +16,8 @@ use pg::frame::startup_length;
 use pgwire::tokio::server::MaybeTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admin;
@@ -47,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: Catalog,
     pub(crate) registry: Arc<Registry>,
     pub(crate) cancel_permits: Semaphore,
-    /// What sessions may hold of frames that have to be seen whole, as [`crate::relay::HELD_BUFFERS_MAX`] says.
+    /// What sessions may hold of frames that have to be seen whole, as [`crate::intake::HELD_BUFFERS_MAX`] says.
     pub(crate) held: Arc<Semaphore>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) live: LiveCell,
@@ -237,16 +238,30 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpStream) {
     if refusal.is_some() {
         return end(&shared, client, refusal).await;
     }
-    let all = shared.clone();
     let (client, fatal) = match Box::pin(route(&shared, &startup)).await {
         Err(fatal) => (client, Some(fatal)),
-        Ok(Route::Console) => Box::pin(on_console(shared, place, client, startup, deadline)).await,
-        Ok(Route::Catalog { intercepts, database_hint }) => {
-            on_catalog(shared, place, client, packet, startup, intercepts, database_hint, deadline).await
+        Ok(route) => {
+            let arrival = Arrival { shared: shared.clone(), place, client, startup, deadline };
+            match route {
+                Route::Console => Box::pin(on_console(arrival)).await,
+                Route::Catalog { intercepts, database_hint } => {
+                    on_catalog(arrival, packet, intercepts, database_hint).await
+                }
+                Route::Peer => Box::pin(on_peer(arrival)).await,
+            }
         }
-        Ok(Route::Peer) => Box::pin(on_peer(shared, place, client, startup, deadline)).await,
     };
-    end(&all, client, fatal).await;
+    end(&shared, client, fatal).await;
+}
+
+/// A client that is to have a session.
+struct Arrival {
+    shared: Arc<Shared>,
+    place: Place,
+    client: Client,
+    startup: Startup,
+    /// When it has to be logged in.
+    deadline: Instant,
 }
 
 /// Ends a session and counts why.
@@ -292,17 +307,13 @@ async fn route(shared: &Shared, startup: &Startup) -> Result<Route, Fatal> {
 }
 
 /// Serves a session whose server is the catalog's: from its first packet on, all is said between that server and the client.
-#[allow(clippy::too_many_arguments, reason = "what a session is made of, named once")]
 async fn on_catalog(
-    shared: Arc<Shared>,
-    place: Place,
-    client: Client,
+    arrival: Arrival,
     packet: Vec<u8>,
-    startup: Startup,
     intercepts: bool,
     database_hint: Option<String>,
-    deadline: Instant,
 ) -> (Client, Option<Fatal>) {
+    let Arrival { shared, place, client, startup, deadline } = arrival;
     let connected = match shared.connect().await {
         Ok(connected) => connected,
         Err(error) => {
@@ -332,13 +343,8 @@ async fn on_catalog(
 }
 
 /// Serves a session on a peer: the catalog lets the client in, and the gateway logs in on the peer for it.
-async fn on_peer(
-    shared: Arc<Shared>,
-    place: Place,
-    mut client: Client,
-    startup: Startup,
-    deadline: Instant,
-) -> (Client, Option<Fatal>) {
+async fn on_peer(arrival: Arrival) -> (Client, Option<Fatal>) {
+    let Arrival { shared, place, mut client, startup, deadline } = arrival;
     let opened = async {
         authenticate(&shared, &mut client, &startup).await?;
         let access = shared.catalog.peer_access(&startup.user, &startup.database).await.map_err(|error| {
@@ -352,51 +358,49 @@ async fn on_peer(
         client.io.flush().await?;
         Ok(peer)
     };
-    let peer = tokio::select! {
-        opened = opened => opened,
-        () = tokio::time::sleep_until(deadline) => Err(Refused::Fatal(Fatal::LoginTimeout)),
+    let peer = match in_time(deadline, opened).await {
+        Ok(peer) => peer,
+        Err(fatal) => return (client, fatal),
     };
-    match peer {
-        Err(Refused::Told) => (client, None),
-        Err(Refused::Fatal(fatal)) => (client, Some(fatal)),
-        Ok(peer) => {
-            shared.events.login(true);
-            place.relayed_to(&peer.key, peer.attempt.clone());
-            let session = Session {
-                shared,
-                place,
-                user: startup.user,
-                attempt: peer.attempt,
-                intercepts: false,
-                keeps_channel_binding: false,
-                database_hint: None,
-                announcing: Rc::default(),
-            };
-            relay(session, client, peer.socket, None).await
-        }
-    }
+    shared.events.login(true);
+    place.relayed_to(&peer.key, peer.attempt.clone());
+    let session = Session {
+        shared,
+        place,
+        user: startup.user,
+        attempt: peer.attempt,
+        intercepts: false,
+        keeps_channel_binding: false,
+        database_hint: None,
+        announcing: Rc::default(),
+    };
+    relay(session, client, peer.socket, None).await
 }
 
 /// Serves a session with the gateway itself.
-async fn on_console(
-    shared: Arc<Shared>,
-    place: Place,
-    mut client: Client,
-    startup: Startup,
-    deadline: Instant,
-) -> (Client, Option<Fatal>) {
+async fn on_console(arrival: Arrival) -> (Client, Option<Fatal>) {
+    let Arrival { shared, place, mut client, startup, deadline } = arrival;
     place.becomes_console();
-    let login = tokio::time::timeout_at(deadline, admin::log_in(&shared, &place.entry, &mut client, &startup)).await;
-    let fatal = match login {
-        Err(_) => Some(Fatal::LoginTimeout),
-        Ok(Err(Refused::Told)) => None,
-        Ok(Err(Refused::Fatal(fatal))) => Some(fatal),
-        Ok(Ok(rights)) => {
-            shared.events.login(true);
-            admin::serve(&shared, &place.entry, &mut client, &startup.user, rights).await
-        }
+    let rights = match in_time(deadline, admin::log_in(&shared, &place.entry, &mut client, &startup)).await {
+        Ok(rights) => rights,
+        Err(fatal) => return (client, fatal),
     };
+    shared.events.login(true);
+    let fatal = admin::serve(&shared, &place.entry, &mut client, &startup.user, rights).await;
     (client, fatal)
+}
+
+/// Waits for a login.
+///
+/// # Errors
+/// What is left to say to a client that is not let in.
+async fn in_time<T>(deadline: Instant, login: impl Future<Output = Result<T, Refused>>) -> Result<T, Option<Fatal>> {
+    match tokio::time::timeout_at(deadline, login).await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(Refused::Told)) => Err(None),
+        Ok(Err(Refused::Fatal(fatal))) => Err(Some(fatal)),
+        Err(_) => Err(Some(Fatal::LoginTimeout)),
+    }
 }
 
 type Begun = (Client, Result<(Vec<u8>, First), Fatal>);
@@ -455,19 +459,24 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
     let Client { io, read } = client;
     let (client, server) = (Halves::new(io), Halves::new(server));
     let relay = Rc::new(Relay::new(session, login.is_none()));
-    // What can end the session from outside has a task of its own: the pumps are woken often, and need not look at all that.
-    let (end, ended) = oneshot::channel();
-    let control = tokio::task::spawn_local({
+    // A task for each direction, and one for what can end the session from outside: each is woken often, for itself only.
+    let mut tasks = JoinSet::new();
+    tasks.spawn_local(relay.clone().client_to_server(client.half(), server.half(), read));
+    tasks.spawn_local(relay.clone().server_to_client(server.half(), client.half()));
+    tasks.spawn_local({
         let relay = relay.clone();
-        async move { drop(end.send(control(&relay, login).await)) }
+        async move { End::Fatal(control(&relay, login).await) }
     });
-    let end = tokio::select! {
-        biased;
-        end = relay.client_to_server(client.half(), server.half(), read) => end,
-        end = relay.server_to_client(server.half(), client.half()) => end.unwrap_or(End::Client),
-        end = ended => End::Fatal(end.unwrap_or(Fatal::Shutdown)),
+    let end = match tasks.join_next().await {
+        Some(Ok(end)) => end,
+        // One of them has panicked, which ends the session as if it were its own.
+        Some(Err(error)) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => End::Fatal(Fatal::Shutdown),
+        },
+        None => End::Fatal(Fatal::Shutdown),
     };
-    control.abort();
+    tasks.shutdown().await;
     if !matches!(end, End::Server) && relay.is_abandoned() {
         Box::pin(stop_server(relay.session())).await;
     }
@@ -475,7 +484,7 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
         End::Client | End::Server => None,
         End::Fatal(fatal) => relay.can_speak().then_some(fatal),
     };
-    (Client { io: client.into_inner(), read: BytesMut::new() }, fatal)
+    (Client { io: client.into_inner().expect("its tasks are over"), read: BytesMut::new() }, fatal)
 }
 
 /// Cancels what a session's server is doing. That nobody is there any more it would notice only when it has something to say.
