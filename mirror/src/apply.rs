@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::assemble::Assembler;
-use crate::batch::{Batch, BatchEnd, Step};
+use crate::batch::{Batch, Change, Step};
 use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
 use crate::sink::Sink;
@@ -42,6 +42,8 @@ pub struct Limits {
     pub bytes: usize,
     /// Shortest time between two commits.
     pub sync_interval: Duration,
+    /// Transactions that commit up to here are batches of their own: one of them cannot be applied.
+    pub one_by_one_until: Lsn,
 }
 
 /// What became of a batch.
@@ -79,7 +81,16 @@ impl Counts {
                 Step::Truncate { tables, .. } => {
                     self.tables.extend(tables.iter().map(|t| (t.source.clone(), [0, 0, 0, 1])))
                 }
-                Step::Rekey { .. } => {}
+                Step::InOrder(changes) => {
+                    for (table, change) in changes {
+                        let counts = match change {
+                            Change::Insert(_) => [1, 0, 0, 0],
+                            Change::Update { .. } => [0, 1, 0, 0],
+                            Change::Delete(_) => [0, 0, 1, 0],
+                        };
+                        self.tables.push((table.source.clone(), counts));
+                    }
+                }
             }
         }
     }
@@ -96,6 +107,8 @@ pub struct Apply {
     applier: JoinHandle<()>,
     in_flight: Option<i64>,
     applying: bool,
+    /// What the sink has of whole transactions and not committed, since it has a part of a further one.
+    uncommitted: usize,
     applied: Lsn,
     last_commit: Option<Instant>,
     wanted: watch::Receiver<Lsn>,
@@ -131,6 +144,7 @@ impl Apply {
             applier,
             in_flight: None,
             applying: false,
+            uncommitted: 0,
             applied,
             last_commit: None,
             wanted,
@@ -167,8 +181,9 @@ impl Apply {
                 result = self.done.recv() => self.note_done(result)?,
                 incoming = self.stream.next(), if !full => {
                     let incoming = incoming?;
-                    self.take_in(incoming)?;
-                    self.take_buffered()?;
+                    if let Err(error) = self.take_in(incoming).and_then(|()| self.take_buffered()) {
+                        return Err(self.apply_what_precedes(error, stop).await);
+                    }
                 }
                 changed = self.wanted.changed() => if changed.is_err() { return Err(Error::Stopped) },
                 () = tokio::time::sleep(pause) => {}
@@ -177,8 +192,31 @@ impl Apply {
     }
 
     fn is_full(&self) -> bool {
-        let open = self.assembler.open();
-        self.applying && (open.rows >= self.limits.rows || open.bytes >= self.limits.bytes)
+        self.applying && (self.over_limits() || self.holds_one())
+    }
+
+    /// Whether the open batch is a transaction that is to be written by itself.
+    fn holds_one(&self) -> bool {
+        let first = self.assembler.open().first_commit_lsn;
+        self.assembler.between_transactions() && first.is_some_and(|lsn| lsn <= self.limits.one_by_one_until)
+    }
+
+    /// What cannot be taken in stops the mirror, but not before all that precedes it is on the target.
+    async fn apply_what_precedes(&mut self, error: Error, stop: &Stop) -> Error {
+        let Error::Blocked(problem) = error else { return error };
+        if let (1.., Some(until)) = (self.assembler.open().transactions + self.uncommitted, problem.lsn) {
+            return Error::OneByOne { until, problem };
+        }
+        if self.applying {
+            let result = tokio::select! {
+                result = self.done.recv() => result,
+                () = stop.wait() => return Error::Stopped,
+            };
+            if let Err(earlier) = self.note_done(result) {
+                return earlier;
+            }
+        }
+        Error::Blocked(problem)
     }
 
     /// Time until `sync_interval` allows the next commit; `None` when it does already.
@@ -204,7 +242,7 @@ impl Apply {
     /// Takes in what has been read already, until there is a batch that is worth handing over or no room for more.
     fn take_buffered(&mut self) -> Result<(), Error> {
         let mut received = Lsn::ZERO;
-        while !self.over_limits() && (self.applying || !self.is_worthwhile()) {
+        while !self.over_limits() && !self.holds_one() && (self.applying || !self.is_worthwhile()) {
             match self.stream.next_buffered()? {
                 None => break,
                 Some(Incoming::Data(start, body)) => {
@@ -248,19 +286,20 @@ impl Apply {
         }
         let whole = self.assembler.between_transactions() && !open.is_empty();
         let part = !self.assembler.between_transactions() && is_part(open);
-        let batch = if (whole && self.until_next_commit().is_none()) || part || self.over_limits() {
+        let batch = if (whole && self.until_next_commit().is_none()) || part || self.over_limits() || self.holds_one() {
             self.assembler.take()
         } else if let Some(position) = self.assembler.idle_position().filter(|p| *p > self.applied) {
             let asked = |wanted: Lsn| wanted > self.applied && position >= wanted;
             if !asked(*self.wanted.borrow()) && !goal.is_some_and(asked) && idle_recorded.elapsed() < IDLE_INTERVAL {
                 return;
             }
-            Batch { end: Some(BatchEnd { end_lsn: position, commit_time: None }), ..Batch::default() }
+            Batch::position(position)
         } else {
             return;
         };
         *idle_recorded = Instant::now();
         self.in_flight = batch.first_commit_time;
+        self.uncommitted = if batch.end.is_some() { 0 } else { self.uncommitted + batch.transactions };
         self.applying = true;
         // The channel has room for the one batch; if its receiver is gone, the applier's error is on its way.
         let _ = self.batches.send(batch).await;
@@ -323,6 +362,8 @@ async fn apply_batches(
     results: mpsc::Sender<Result<Option<Done>, Error>>,
 ) {
     let mut counts = Counts::default();
+    // Where the first transaction commits of those that the sink writes in one of its own.
+    let mut first = None;
     while let Some(batch) = batches.recv().await {
         let begun = Instant::now();
         let applied = sink.apply(&batch).await;
@@ -335,12 +376,16 @@ async fn apply_batches(
             "batch applied"
         );
         let result = match applied {
-            Err(error) => Err(match batch.first_commit_lsn {
-                Some(lsn) => error.at(lsn),
-                None => error,
+            Err(error) => Err(match (error, first.or(batch.first_commit_lsn), batch.last_commit_lsn) {
+                (Error::Blocked(problem), Some(first), Some(until)) if first != until => {
+                    Error::OneByOne { until, problem }
+                }
+                (error, _, Some(lsn)) => error.at(lsn),
+                (error, _, None) => error,
             }),
             Ok(durable) => {
                 counts.add(&batch);
+                first = if durable.is_some() { None } else { first.or(batch.first_commit_lsn) };
                 Ok(durable.map(|durable| {
                     let Counts { rows, bytes, transactions, tables } = std::mem::take(&mut counts);
                     Done {

@@ -23,6 +23,8 @@ pub struct Tables {
     pub types: Types,
     /// Values come in binary.
     pub binary: bool,
+    /// Changes are written in their own order, across tables: on the target they depend on each other.
+    pub in_order: bool,
 }
 
 /// Where the stream is.
@@ -56,14 +58,8 @@ pub struct Assembler {
 impl Assembler {
     /// Begins where the target is.
     pub fn new(tables: Tables, applied: Lsn) -> Assembler {
-        Assembler {
-            tables,
-            maps: HashMap::new(),
-            position: Position::Between,
-            applied,
-            batch: Batch::default(),
-            passed: applied,
-        }
+        let batch = Batch::new(tables.in_order);
+        Assembler { tables, maps: HashMap::new(), position: Position::Between, applied, batch, passed: applied }
     }
 
     /// Returns whether the open batch holds whole transactions only.
@@ -78,14 +74,19 @@ impl Assembler {
 
     /// Takes the open batch; the next change begins a new one.
     pub fn take(&mut self) -> Batch {
-        let batch = std::mem::take(&mut self.batch);
+        let batch = self.begin_anew();
         // A transaction that goes on belongs to the next batch too.
         if let (None, Position::Inside { .. }) = (batch.end, self.position) {
             self.batch.first_commit_time = batch.first_commit_time;
-            self.batch.first_commit_lsn = batch.first_commit_lsn;
+            self.batch.first_commit_lsn = batch.last_commit_lsn;
+            self.batch.last_commit_lsn = batch.last_commit_lsn;
             self.batch.continues = true;
         }
         batch
+    }
+
+    fn begin_anew(&mut self) -> Batch {
+        std::mem::replace(&mut self.batch, Batch::new(self.tables.in_order))
     }
 
     /// Returns the position before which nothing waits to be applied, when the open batch is empty.
@@ -162,7 +163,7 @@ impl Assembler {
     fn commit(&mut self, end_lsn: Lsn, commit_time: i64) {
         if self.batch.is_empty() {
             // Nothing of it concerns us; older servers send such transactions all the same.
-            self.batch = Batch::default();
+            self.begin_anew();
             self.passed = self.passed.max(end_lsn);
         } else {
             self.batch.commit(end_lsn, commit_time);
@@ -204,7 +205,7 @@ fn no_key(table: &TableMap, what: &str) -> Error {
     Error::Blocked(
         Problem::new(
             SqlState::WRONG_STATE,
-            format!("a row of table \"{}\" was {what}, and the table has no key to find it by", table.source),
+            format!("a row of table \"{}\" was {what}, and there is nothing to find it by", table.source),
         )
         .hint("Give the table a primary key or a replica identity, and create the mirror anew."),
     )

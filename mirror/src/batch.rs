@@ -2,7 +2,8 @@
 //!
 //! Within a batch every key keeps only what it comes to: an insert, an update or a delete. The order in which a sink writes them
 //! (deletes, updates, inserts) gives what the changes in their own order would have given, for what one transaction or several whole
-//! ones did to a table. What does not commute (TRUNCATE, a new key with a value that was not sent) ends a step.
+//! ones did to a table. What does not commute (TRUNCATE) ends a step. Rows without a key keep their order, and so does everything when
+//! tables depend on each other on the target.
 //!
 //! Pure: no I/O, no clock. What a key comes to is checked against row-by-row application in the tests below.
 
@@ -39,10 +40,16 @@ pub struct Batch {
     pub first_commit_time: Option<i64>,
     /// Where the first transaction commits, for errors.
     pub first_commit_lsn: Option<Lsn>,
+    /// Where the last transaction commits that has begun.
+    pub last_commit_lsn: Option<Lsn>,
+    /// Changes are kept as they came, across all tables.
+    pub in_order: bool,
     /// It goes on with a transaction of which the sink has a part already.
     pub continues: bool,
     /// Where it ends; `None` when the last transaction goes on in the next batch, which then belongs to the same target transaction.
     pub end: Option<BatchEnd>,
+    /// Where the tables of the last step are in it, by the address of their map.
+    places: HashMap<usize, usize>,
 }
 
 /// A part of a batch whose order does not matter within itself.
@@ -57,15 +64,24 @@ pub enum Step {
         /// Their sequences are reset.
         restart_identity: bool,
     },
-    /// One row gets a new key and keeps values that were not sent.
-    Rekey {
-        /// The table.
-        table: Arc<TableMap>,
-        /// The row's old key.
-        old: Tuple,
-        /// The row, with unchanged values.
+    /// Changes to any tables, one after the other.
+    InOrder(Vec<(Arc<TableMap>, Change)>),
+}
+
+/// A change to one row, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A row comes.
+    Insert(Tuple),
+    /// A row changes.
+    Update {
+        /// Its old key, or the whole old row; `None`: its key is that of the new row.
+        old: Option<Tuple>,
+        /// The row, perhaps with unchanged values.
         new: Tuple,
     },
+    /// A row goes; this is its key, or the whole row.
+    Delete(Tuple),
 }
 
 /// What one table's rows come to.
@@ -76,8 +92,8 @@ pub struct TableChanges {
     /// What was counted: inserts, updates, deletes.
     pub counts: [i64; 3],
     rows: HashMap<Box<[u8]>, Row>,
-    /// Rows of a table without a key: only ever inserted.
-    keyless: Vec<Tuple>,
+    /// What happened to rows without a key, in that order.
+    keyless: Vec<Change>,
 }
 
 /// What is known of one key: whether the target has it, and what it comes to.
@@ -93,6 +109,11 @@ struct Row {
 #[derive(Debug)]
 enum RowChange {
     Write(Tuple),
+    /// The row comes from another key, with values that only the target has.
+    Move {
+        old: Tuple,
+        new: Tuple,
+    },
     Delete(Tuple),
 }
 
@@ -103,8 +124,12 @@ pub struct Sorted<'a> {
     pub deletes: Vec<&'a Tuple>,
     /// Rows that change. Each must be there. Some of their values may be [`Value::Unchanged`].
     pub updates: Vec<&'a Tuple>,
+    /// Rows that get a new key and keep values of the row with the old one, which is among the deletes: old key, new row.
+    pub moves: Vec<(&'a Tuple, &'a Tuple)>,
     /// Rows that come. None may be there.
     pub inserts: Vec<&'a Tuple>,
+    /// What happened to rows without a key, when it was not only inserts.
+    pub keyless: &'a [Change],
 }
 
 impl TableChanges {
@@ -122,9 +147,20 @@ impl TableChanges {
                 (RowChange::Delete(old), _) => sorted.deletes.push(old),
                 (RowChange::Write(new), true) => sorted.updates.push(new),
                 (RowChange::Write(new), false) => sorted.inserts.push(new),
+                (RowChange::Move { old, new }, existed) => {
+                    // The row that was there goes; another takes its key.
+                    sorted.deletes.extend(existed.then_some(new));
+                    sorted.moves.push((old, new));
+                }
             }
         }
-        sorted.inserts.extend(&self.keyless);
+        let inserted = |change: &'_ Change| matches!(change, Change::Insert(_));
+        if self.keyless.iter().all(inserted) {
+            let rows = self.keyless.iter().filter_map(|c| if let Change::Insert(new) = c { Some(new) } else { None });
+            sorted.inserts.extend(rows);
+        } else {
+            sorted.keyless = &self.keyless;
+        }
         sorted
     }
 
@@ -134,7 +170,7 @@ impl TableChanges {
 
     fn insert(&mut self, new: Tuple) {
         let Some(key) = self.table.key_of(&new) else {
-            self.keyless.push(new);
+            self.keyless.push(Change::Insert(new));
             return;
         };
         let order = self.next_order();
@@ -155,8 +191,13 @@ impl TableChanges {
             }
             Entry::Occupied(mut entry) => {
                 let row = entry.get_mut();
-                let new = if let RowChange::Write(older) = &row.change { new.filled_from(older) } else { new };
-                row.change = RowChange::Write(new);
+                row.change = match &row.change {
+                    RowChange::Write(older) => RowChange::Write(new.filled_from(older)),
+                    RowChange::Move { old, new: older } => {
+                        RowChange::Move { old: old.clone(), new: new.filled_from(older) }
+                    }
+                    RowChange::Delete(_) => RowChange::Write(new),
+                };
             }
         }
     }
@@ -175,16 +216,41 @@ impl TableChanges {
         }
     }
 
-    /// What the batch knows of the row with this key, if it has its image.
-    fn image(&self, key: &[u8]) -> Option<&Tuple> {
-        match self.rows.get(key).map(|r| &r.change) {
-            Some(RowChange::Write(image)) => Some(image),
-            _ => None,
+    /// Gives a row another key. What the row had under the old one comes from the batch as far as it knows it, the rest from the target.
+    fn rekey(&mut self, old_key: Box<[u8]>, new_key: Box<[u8]>, old: Tuple, new: Tuple) {
+        let (from, new) = match self.rows.get(&old_key).map(|r| (&r.change, r.existed)) {
+            Some((RowChange::Write(older), existed)) => (existed.then(|| old.clone()), new.filled_from(older)),
+            Some((RowChange::Move { old: from, new: older }, _)) => (Some(from.clone()), new.filled_from(older)),
+            _ => (Some(old.clone()), new),
+        };
+        self.delete(old_key, old);
+        let order = self.next_order();
+        // Columns that only the target has move with the row.
+        let moves = new.has_unchanged() || !self.table.extras.is_empty();
+        let change = match from {
+            Some(old) if moves => RowChange::Move { old, new },
+            _ => RowChange::Write(new),
+        };
+        match self.rows.entry(new_key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Row { existed: false, order, change });
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().change = change,
         }
     }
 }
 
 impl Batch {
+    /// Begins a batch; with `in_order` its changes are kept as they came, across all tables.
+    pub fn new(in_order: bool) -> Batch {
+        Batch { in_order, ..Batch::default() }
+    }
+
+    /// Makes a batch that only moves the position.
+    pub fn position(end_lsn: Lsn) -> Batch {
+        Batch { end: Some(BatchEnd { end_lsn, commit_time: None }), ..Batch::default() }
+    }
+
     /// Returns whether the sink would have nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.transactions == 0 && self.rows == 0 && !self.continues
@@ -193,14 +259,23 @@ impl Batch {
     fn changes(&mut self, table: &Arc<TableMap>) -> &mut TableChanges {
         if !matches!(self.steps.last(), Some(Step::Changes(_))) {
             self.steps.push(Step::Changes(Vec::new()));
+            self.places.clear();
         }
         let Some(Step::Changes(tables)) = self.steps.last_mut() else { unreachable!("pushed above") };
-        // A batch touches few tables; their maps are compared by identity, since a table that was altered has a new one.
-        let at = tables.iter().position(|t| Arc::ptr_eq(&t.table, table)).unwrap_or_else(|| {
+        // Maps are compared by identity, since a table that was altered has a new one; the step keeps them where they are.
+        let at = *self.places.entry(Arc::as_ptr(table).addr()).or_insert_with(|| {
             tables.push(TableChanges::new(table.clone()));
             tables.len() - 1
         });
         &mut tables[at]
+    }
+
+    fn keep_order(&mut self, table: &Arc<TableMap>, change: Change) {
+        if let Some(Step::InOrder(changes)) = self.steps.last_mut() {
+            changes.push((table.clone(), change));
+        } else {
+            self.steps.push(Step::InOrder(vec![(table.clone(), change)]));
+        }
     }
 
     fn count(&mut self, size: usize) {
@@ -211,6 +286,9 @@ impl Batch {
     /// Adds an inserted row.
     pub fn insert(&mut self, table: &Arc<TableMap>, new: Tuple) {
         self.count(new.size());
+        if self.in_order {
+            return self.keep_order(table, Change::Insert(new));
+        }
         let changes = self.changes(table);
         changes.counts[0] += 1;
         changes.insert(new);
@@ -218,7 +296,7 @@ impl Batch {
 
     /// Adds an updated row. `old` is there when the key changed, or when the source sends whole old rows.
     ///
-    /// Returns false, and adds nothing, if the table has no key by which to find the row.
+    /// Returns false, and adds nothing, if there is nothing by which to find the row.
     pub fn update(&mut self, table: &Arc<TableMap>, old: Option<Tuple>, new: Tuple) -> bool {
         self.count(new.size() + old.as_ref().map_or(0, Tuple::size));
         let whole_old = table.whole_old_rows;
@@ -228,20 +306,21 @@ impl Batch {
             Some(old) if new.has_unchanged() => new.filled_where(old, |position| table.is_key(position)),
             _ => new,
         };
+        if table.by_whole_row() {
+            let Some(old) = old else { return false };
+            self.change_keyless(table, 1, Change::Update { old: Some(old), new });
+            return true;
+        }
         let Some(new_key) = table.key_of(&new) else { return false };
+        if self.in_order {
+            self.keep_order(table, Change::Update { old, new });
+            return true;
+        }
         let old_key = old.as_ref().and_then(|old| table.key_of(old));
         let changes = self.changes(table);
         changes.counts[1] += 1;
         match (old, old_key) {
-            (Some(old), Some(old_key)) if old_key != new_key => {
-                let new = changes.image(&old_key).map_or_else(|| new.clone(), |image| new.filled_from(image));
-                if new.has_unchanged() {
-                    self.steps.push(Step::Rekey { table: table.clone(), old, new });
-                } else {
-                    changes.delete(old_key, old);
-                    changes.insert(new);
-                }
-            }
+            (Some(old), Some(old_key)) if old_key != new_key => changes.rekey(old_key, new_key, old, new),
             _ => changes.update(new_key, new),
         }
         true
@@ -249,14 +328,31 @@ impl Batch {
 
     /// Adds a deleted row.
     ///
-    /// Returns false, and adds nothing, if the table has no key by which to find the row.
+    /// Returns false, and adds nothing, if there is nothing by which to find the row.
     pub fn delete(&mut self, table: &Arc<TableMap>, old: Tuple) -> bool {
         self.count(old.size());
+        if table.by_whole_row() {
+            self.change_keyless(table, 2, Change::Delete(old));
+            return true;
+        }
         let Some(key) = table.key_of(&old) else { return false };
+        if self.in_order {
+            self.keep_order(table, Change::Delete(old));
+            return true;
+        }
         let changes = self.changes(table);
         changes.counts[2] += 1;
         changes.delete(key, old);
         true
+    }
+
+    fn change_keyless(&mut self, table: &Arc<TableMap>, kind: usize, change: Change) {
+        if self.in_order {
+            return self.keep_order(table, change);
+        }
+        let changes = self.changes(table);
+        changes.counts[kind] += 1;
+        changes.keyless.push(change);
     }
 
     /// Adds a TRUNCATE.
@@ -275,6 +371,7 @@ impl Batch {
     pub fn begin(&mut self, commit_lsn: Lsn, commit_time: i64) {
         self.first_commit_time.get_or_insert(commit_time);
         self.first_commit_lsn.get_or_insert(commit_lsn);
+        self.last_commit_lsn = Some(commit_lsn);
         self.end = None;
     }
 }

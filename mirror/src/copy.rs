@@ -76,9 +76,11 @@ impl Job {
         let columns: Vec<String> = plan.replicated_columns().map(|c| quote_ident(&c.name)).collect();
         let columns = columns.join(", ");
         let format = if is_binary(&plan, types, target) { "binary" } else { "text" };
+        // A table may have no columns at all.
+        let into = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
         Job {
             select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
-            insert: format!("copy {} ({columns}) from stdin (format {format})", plan.target_name.quoted()),
+            insert: format!("copy {}{into} from stdin (format {format})", plan.target_name.quoted()),
             plan,
             leaves,
             make_indexes,

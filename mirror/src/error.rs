@@ -5,7 +5,7 @@ use std::time::Duration;
 use catalog::connect::{ConnectError, chain};
 use catalog::mirror::Failure;
 use pg::pgoutput::DecodeError;
-use pg::{Lsn, SqlState};
+use pg::{Lsn, SqlState, TableName};
 
 /// Longest pause between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -21,14 +21,16 @@ pub struct Problem {
     pub detail: Option<String>,
     /// What to do about it, as sentences.
     pub hint: Option<String>,
-    /// Where in the source's WAL, if it has a place there.
+    /// Where in the source's WAL, if it has a place there: the commit record of the transaction that cannot be applied.
     pub lsn: Option<Lsn>,
+    /// The source table whose rows it is about, if it is about one's.
+    pub table: Option<Box<TableName>>,
 }
 
 impl Problem {
     /// Makes a problem of its kind and message.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Problem {
-        Problem { sqlstate, message: message.into(), detail: None, hint: None, lsn: None }
+        Problem { sqlstate, message: message.into(), detail: None, hint: None, lsn: None, table: None }
     }
 
     /// Says more about it.
@@ -52,6 +54,11 @@ impl Problem {
             attempt: attempt.cast_signed(),
             retry_in: retry_in.map(|d| d.as_secs_f64()),
         }
+    }
+
+    /// Says which source table's rows it is about.
+    pub fn table(self, table: &TableName) -> Problem {
+        Problem { table: Some(Box::new(table.clone())), ..self }
     }
 
     /// Says where in the source's WAL it happened, unless that is known already.
@@ -78,6 +85,15 @@ pub enum Error {
     /// A column's type is another than when it was decided that values come in binary: they must come as text.
     #[error("values must come as text")]
     TextNeeded,
+    /// One of several transactions that are written together cannot be applied. They are to be written one by one as far as `until`,
+    /// where the last of them commits: what precedes the one at fault is applied then, and it is known which one that is.
+    #[error("{}", .problem.message)]
+    OneByOne {
+        /// Where the last of them commits.
+        until: Lsn,
+        /// What went wrong.
+        problem: Problem,
+    },
     /// Another process has taken the mirror over; nothing more may be written.
     #[error("another process has taken the mirror over")]
     Fenced,
@@ -103,6 +119,7 @@ impl Error {
                     detail,
                     hint: db.hint().map(str::to_owned),
                     lsn: None,
+                    table: None,
                 })
             }
             None => Error::connection(peer, &chain(error)),
@@ -141,6 +158,7 @@ impl Error {
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Error::Transient(p) | Error::Blocked(p) | Error::ResyncRequired(p) | Error::CopyAgain(p) => Some(p),
+            Error::OneByOne { problem, .. } => Some(problem),
             Error::TextNeeded | Error::Fenced | Error::Stopped => None,
         }
     }

@@ -25,6 +25,8 @@ pub struct MappedColumn {
     pub key: bool,
     /// `GENERATED ALWAYS AS IDENTITY` on the target: an UPDATE may not set it.
     pub identity_always: bool,
+    /// The target's type has an equality that an index may know.
+    pub has_equality: bool,
 }
 
 impl MappedColumn {
@@ -52,6 +54,8 @@ pub struct TableMap {
     pub alone: String,
     /// The columns that are written, in the order of the source's tuples.
     pub columns: Vec<MappedColumn>,
+    /// The target's other columns, with their types, that an INSERT may set: rows keep what is there when they are replaced.
+    pub extras: Vec<(String, String)>,
     /// Old rows come whole (replica identity FULL), so unchanged values can be taken from them.
     pub whole_old_rows: bool,
     /// Values come in binary and go to the target as they are.
@@ -104,24 +108,33 @@ impl TableMap {
                 cast,
                 key: key.is_some_and(|k| k.contains(&column.name)),
                 identity_always: found.identity_always,
+                has_equality: found.has_equality,
             });
         }
+        let is_extra = |c: &&TargetColumn| !c.generated && !columns.iter().any(|m| m.target == c.name);
+        let extras = target.columns.iter().filter(is_extra).map(|c| (c.name.clone(), c.type_sql.clone())).collect();
         Ok(TableMap {
+            direct: binary && !columns.is_empty(),
             oid: relation.oid,
             source,
             target: target.name.clone(),
             alone: target.alone(),
             replace: columns.iter().any(|c| c.identity_always && !c.key),
             columns,
+            extras,
             whole_old_rows: relation.identity == pg::pgoutput::Identity::Full,
-            direct: binary,
             other_unique: target.other_unique,
         })
     }
 
-    /// Returns whether rows can be found on the target.
+    /// Returns whether rows are found by a key.
     pub fn has_key(&self) -> bool {
         self.columns.iter().any(|c| c.key)
+    }
+
+    /// Returns whether rows are found by all that the source says of them, for want of a key.
+    pub fn by_whole_row(&self) -> bool {
+        self.whole_old_rows && !self.has_key()
     }
 
     /// Returns whether the value at this position of a tuple is part of the key.

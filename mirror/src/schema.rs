@@ -119,6 +119,8 @@ pub struct TargetColumn {
     pub identity_always: bool,
     /// It must be given a value: NOT NULL and without default.
     pub required: bool,
+    /// Its type has an equality that an index may know.
+    pub has_equality: bool,
 }
 
 /// A table on the target.
@@ -190,6 +192,8 @@ impl TablePlan {
     pub fn warning(&self) -> Option<String> {
         if matches!(self.source.identity, RowIdentity::InsertsOnly) {
             Some("no key: only INSERT and TRUNCATE are replicated".to_owned())
+        } else if matches!(self.source.identity, RowIdentity::WholeRow) {
+            Some("no key: for each UPDATE and DELETE the target is searched for one row that is the same".to_owned())
         } else if self.source.partitioned {
             Some("partitioned: TRUNCATE, ATTACH and DETACH of a partition are not replicated".to_owned())
         } else {

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::source::{COLUMNS, Kind, Source, Walsender};
 use crate::assemble::{Assembler, Tables};
-use crate::batch::{Batch, BatchEnd};
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::progress::{Gap, SlotFacts, SourceFacts, check_continuity};
 use crate::schema::{RowIdentity, SourceColumn, SourceTable, TablePlan, TargetColumn, TargetTable};
@@ -182,7 +182,7 @@ impl World {
                 self.source.act(&mut self.random);
                 sink.run_fenced(|state| drop(state.insert(name, rows))).unwrap();
             }
-            let recorded = Batch { end: Some(BatchEnd { end_lsn: snapshot, commit_time: None }), ..Batch::default() };
+            let recorded = Batch::position(snapshot);
             sink.apply(&recorded).now_or_never().expect("nothing is waited for").unwrap();
             if fails(&mut self.random) {
                 return;
@@ -283,7 +283,7 @@ fn next_batch(owner: &mut Owner) -> Option<Batch> {
         return Some(owner.assembler.take());
     }
     let position = owner.assembler.idle_position().filter(|p| *p > owner.sink.applied())?;
-    Some(Batch { end: Some(BatchEnd { end_lsn: position, commit_time: None }), ..Batch::default() })
+    Some(Batch::position(position))
 }
 
 /// What the engine would have looked up on both sides.
@@ -297,7 +297,7 @@ fn tables(source: &Source) -> Tables {
         plans.insert(name.clone(), plan(table.oid, &name, identity));
         targets.insert(name.clone(), target(table.oid, &name, key));
     }
-    Tables { plans, targets, types: HashMap::new(), binary: false }
+    Tables { plans, targets, types: HashMap::new(), binary: false, in_order: false }
 }
 
 fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {
@@ -331,6 +331,7 @@ fn target(oid: u32, name: &TableName, key: Vec<String>) -> TargetTable {
         generated: false,
         identity_always: false,
         required: false,
+        has_equality: true,
     };
     TargetTable {
         oid,

@@ -6,6 +6,7 @@ pub(crate) mod memory;
 pub mod origin;
 pub mod postgres;
 pub mod progress_row;
+pub mod row;
 pub mod stage;
 
 use std::future::Future;

@@ -18,7 +18,7 @@ use crate::copy::{self, Job, Targets};
 use crate::error::{Error, Problem};
 use crate::schema::ddl::{self, Prerequisite};
 use crate::schema::introspect::{leaves, target_tables, types};
-use crate::schema::{TablePlan, Types};
+use crate::schema::{RowIdentity, TablePlan, Types};
 use crate::session::PeerSession;
 use crate::sink::postgres::PostgresSink;
 use crate::sink::progress_row;
@@ -257,10 +257,17 @@ async fn remember_tables(context: &Context, plans: &[TablePlan]) -> Result<(), E
         })
         .collect();
     context.catalog.set_tables(context.mirror.id, &rows).await?;
-    for row in rows.iter().filter(|r| r.warning.is_some()) {
-        let event = Event::warning("table", format!("only inserts into table \"{}\" are replicated", row.source))
-            .detail("It has no primary key and no replica identity, so UPDATE and DELETE are not replicated.")
-            .hint("Give it a primary key or a replica identity and create the mirror anew, if its rows are updated or deleted.");
+    for plan in plans {
+        let name = &plan.source.name;
+        let event = match &plan.source.identity {
+            RowIdentity::InsertsOnly => Event::warning("table", format!("only inserts into table \"{name}\" are replicated"))
+                .detail("It has no primary key and no replica identity, so UPDATE and DELETE are not replicated.")
+                .hint("Give it a primary key or a replica identity and create the mirror anew, if its rows are updated or deleted."),
+            RowIdentity::WholeRow => Event::warning("table", format!("table \"{name}\" has no key"))
+                .detail("For each UPDATE and DELETE the target is searched for one row that is the same, all of it without an index.")
+                .hint("Give it a primary key, or an index on the target whose first column tells most rows apart."),
+            RowIdentity::Key(_) => continue,
+        };
         context.event(&event).await?;
     }
     Ok(())

@@ -111,7 +111,8 @@ impl MirrorState {
         match error {
             Error::Transient(_) | Error::CopyAgain(_) => Some((MirrorState::Retrying, Some(retry_delay(attempt)))),
             Error::ResyncRequired(_) => Some((MirrorState::ResyncRequired, None)),
-            Error::Blocked(_) => Some((MirrorState::Blocked, None)),
+            // Written one by one already, and still no transaction could be blamed.
+            Error::Blocked(_) | Error::OneByOne { .. } => Some((MirrorState::Blocked, None)),
             Error::TextNeeded | Error::Fenced | Error::Stopped => None,
         }
     }

@@ -1,7 +1,7 @@
 //! One mirror's life in this process: attempts, and what is done when one fails.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use catalog::Catalog;
@@ -62,6 +62,8 @@ pub struct Context {
     ran_well: Arc<AtomicBool>,
     /// Values are asked for as text, since a column's type has changed.
     as_text: Arc<AtomicBool>,
+    /// Transactions that commit up to here are written one by one, since one of them cannot be applied.
+    one_by_one_until: Arc<AtomicU64>,
 }
 
 impl Context {
@@ -75,7 +77,23 @@ impl Context {
         waited_for: Arc<Notify>,
     ) -> Context {
         let (ran_well, as_text) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        Context { catalog, node_id, mirror: Arc::new(mirror), epoch, stop, waited_for, ran_well, as_text }
+        let one_by_one_until = Arc::default();
+        Context {
+            catalog,
+            node_id,
+            mirror: Arc::new(mirror),
+            epoch,
+            stop,
+            waited_for,
+            ran_well,
+            as_text,
+            one_by_one_until,
+        }
+    }
+
+    /// Has transactions written one by one up to a position; false if that was so already.
+    fn write_one_by_one(&self, until: Lsn) -> bool {
+        self.one_by_one_until.fetch_max(until.0, Ordering::Relaxed) < until.0
     }
 
     /// Writes the mirror's state; the catalog records the change as an event.
@@ -136,6 +154,10 @@ pub async fn run(context: Context) -> Outcome {
         let error = match attempt_once(&context).await {
             Ok(()) => return Outcome::Completed,
             Err(Error::Stopped) => return Outcome::Stopped,
+            Err(Error::OneByOne { until, problem }) if context.write_one_by_one(until) => {
+                tracing::info!(error = problem.message, %until, "a batch failed: its transactions are written one by one");
+                continue;
+            }
             Err(Error::TextNeeded) if !context.as_text.swap(true, Ordering::Relaxed) => continue,
             Err(Error::Fenced) => {
                 tracing::warn!("another process has taken the mirror over");
@@ -278,6 +300,7 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
         rows: mirror.options.batch_rows_max,
         bytes: mirror.options.batch_bytes_max,
         sync_interval: mirror.options.sync_interval,
+        one_by_one_until: Lsn(context.one_by_one_until.load(Ordering::Relaxed)),
     };
     let mut apply =
         Apply::new(stream, Assembler::new(tables, applied), sink, limits, applied, tracker.clone(), wanted_changes);
@@ -371,5 +394,5 @@ async fn look_up_tables(
     let binary =
         source.version >= 140_000 && !context.as_text.load(Ordering::Relaxed) && all_binary(&plans, &types, &targets);
     let by_name = plans.iter().map(|plan| (plan.source.name.clone(), plan.clone())).collect();
-    Ok((plans, Tables { plans: by_name, targets, types, binary }))
+    Ok((plans, Tables { plans: by_name, targets, types, binary, in_order: sink.triggers_fire() }))
 }

@@ -19,6 +19,7 @@ fn table() -> Arc<TableMap> {
         cast: false,
         key: position == 0,
         identity_always: false,
+        has_equality: true,
     };
     Arc::new(TableMap {
         oid: 1,
@@ -26,6 +27,7 @@ fn table() -> Arc<TableMap> {
         target: TableName::new("public", "t"),
         alone: "t".into(),
         columns: vec![column(0, "id"), column(1, "a"), column(2, "b")],
+        extras: Vec::new(),
         whole_old_rows: false,
         direct: true,
         other_unique: false,
@@ -71,6 +73,12 @@ fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
             Step::Changes(tables) => {
                 for changes in tables {
                     let sorted = changes.sorted();
+                    let mut moved = Vec::new();
+                    for (old, new) in &sorted.moves {
+                        let (old, new) = (values(old), values(new));
+                        let row = rows.get(&old[0].unwrap()).ok_or("a row to change the key of is missing")?;
+                        moved.push((new[0].unwrap(), [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])]));
+                    }
                     for old in sorted.deletes {
                         rows.remove(&values(old)[0].unwrap()).ok_or("a row to delete is missing")?;
                     }
@@ -88,16 +96,15 @@ fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
                             return Err("a row is in the way".into());
                         }
                     }
+                    for (id, row) in moved {
+                        if rows.insert(id, row).is_some() {
+                            return Err("a row is in the way".into());
+                        }
+                    }
                 }
             }
             Step::Truncate { .. } => rows.clear(),
-            Step::Rekey { old, new, .. } => {
-                let row = rows.remove(&values(old)[0].unwrap()).ok_or("a row to change the key of is missing")?;
-                let new = values(new);
-                if rows.insert(new[0].unwrap(), [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])]).is_some() {
-                    return Err("a row is in the way".into());
-                }
-            }
+            Step::InOrder(_) => return Err("nothing asked for an order".into()),
         }
     }
     Ok(())
@@ -193,14 +200,24 @@ fn a_row_that_came_and_went_is_not_written() {
 }
 
 #[test]
-fn a_new_key_without_all_values_ends_the_step() {
+fn new_keys_without_all_values_are_one_step() {
     let (table, mut batch) = (table(), Batch::default());
-    add(&Change::Update(1, 2, None, Some(9)), &mut batch, &table);
+    for id in 0..3 {
+        add(&Change::Update(id, id + 10, None, Some(9)), &mut batch, &table);
+    }
     add(&Change::Insert(1, 2, 3), &mut batch, &table);
-    assert!(matches!(
-        batch.steps[..],
-        [Step::Rekey { .. }, Step::Changes(_)] | [Step::Changes(_), Step::Rekey { .. }, Step::Changes(_)]
-    ));
+    let [Step::Changes(tables)] = &batch.steps[..] else { panic!("one step: {:?}", batch.steps) };
+    let sorted = tables[0].sorted();
+    assert_eq!((sorted.moves.len(), sorted.deletes.len(), sorted.updates.len(), sorted.inserts.len()), (3, 2, 1, 0));
+}
+
+#[test]
+fn what_only_the_target_has_moves_with_its_row() {
+    let with_extra = Arc::new(TableMap { extras: vec![("note".into(), "text".into())], ..(*table()).clone() });
+    let mut batch = Batch::default();
+    add(&Change::Update(1, 2, Some(5), Some(9)), &mut batch, &with_extra);
+    let [Step::Changes(tables)] = &batch.steps[..] else { panic!("one step: {:?}", batch.steps) };
+    assert_eq!(tables[0].sorted().moves.len(), 1);
 }
 
 #[test]
@@ -215,4 +232,37 @@ fn rows_without_a_key_are_only_inserted() {
     assert!(!batch.delete(&table, key_tuple(1)));
     let Some(Step::Changes(tables)) = batch.steps.first() else { panic!("no changes") };
     assert_eq!(tables[0].sorted().inserts.len(), 2);
+}
+
+#[test]
+fn whole_old_rows_find_rows_without_a_key_in_their_order() {
+    let mut keyless = (*table()).clone();
+    keyless.columns.iter_mut().for_each(|c| c.key = false);
+    keyless.whole_old_rows = true;
+    let (table, mut batch) = (Arc::new(keyless), Batch::default());
+    let (one, two) = (tuple(&[Some(1), Some(2), Some(3)]), tuple(&[Some(1), None, Some(4)]));
+    batch.insert(&table, one.clone());
+    assert!(batch.update(&table, Some(one.clone()), two));
+    assert!(batch.delete(&table, one.clone()));
+    assert!(!batch.update(&table, None, one.clone()), "nothing to find it by");
+    let [Step::Changes(tables)] = &batch.steps[..] else { panic!("one step: {:?}", batch.steps) };
+    let filled = tuple(&[Some(1), Some(2), Some(4)]);
+    let expected = [
+        super::Change::Insert(one.clone()),
+        super::Change::Update { old: Some(one.clone()), new: filled },
+        super::Change::Delete(one),
+    ];
+    assert_eq!(tables[0].sorted().keyless, expected);
+    assert_eq!(tables[0].counts, [1, 1, 1]);
+}
+
+#[test]
+fn with_an_order_changes_are_kept_as_they_came() {
+    let (first, second) = (table(), table());
+    let mut batch = Batch { in_order: true, ..Batch::default() };
+    add(&Change::Insert(1, 2, 3), &mut batch, &first);
+    add(&Change::Update(1, 2, None, Some(9)), &mut batch, &second);
+    add(&Change::Delete(1), &mut batch, &first);
+    let [Step::InOrder(changes)] = &batch.steps[..] else { panic!("one step: {:?}", batch.steps) };
+    assert!(Arc::ptr_eq(&changes[1].0, &second) && changes.len() == 3);
 }

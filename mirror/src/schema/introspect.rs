@@ -195,8 +195,13 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
     let type_schemas = client.query(query, &[&oid]).await?.iter().map(|r| r.get(0)).collect();
     let query = "
         select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a',
-               a.attnotnull and not a.atthasdef and a.attidentity = ''
-        from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum";
+               a.attnotnull and not a.atthasdef and a.attidentity = '',
+               b.typtype = 'e' or b.oid = 'varchar'::regtype
+                   or exists (select from pg_catalog.pg_opclass o join pg_catalog.pg_am m on m.oid = o.opcmethod
+                              where o.opcintype = b.oid and o.opcdefault and m.amname = 'btree')
+        from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+        join pg_catalog.pg_type b on b.oid = case t.typtype when 'd' then t.typbasetype else t.oid end
+        where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum";
     let column = |row: &Row| TargetColumn {
         name: row.get(0),
         type_oid: row.get(1),
@@ -204,6 +209,7 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
         generated: row.get(3),
         identity_always: row.get(4),
         required: row.get(5),
+        has_equality: row.get(6),
     };
     let columns = client.query(query, &[&oid]).await?.iter().map(column).collect();
     let query = "

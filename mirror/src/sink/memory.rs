@@ -7,7 +7,7 @@ use pg::pgoutput::{Tuple, Value};
 use pg::{Lsn, SqlState, TableName};
 
 use super::Sink;
-use crate::batch::{Batch, Sorted, Step, TableChanges};
+use crate::batch::{Batch, Change, Sorted, Step, TableChanges};
 use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
 use crate::relation::TableMap;
@@ -105,17 +105,19 @@ fn write(state: &mut State, step: &Step) -> Result<(), Error> {
             tables.iter().for_each(|table| drop(state.remove(&table.target)));
             Ok(())
         }
-        Step::Rekey { table, old, new } => {
-            let before = take_out(state, table, old)?;
-            put_in(state, table, row_of(table, new, Some(&before)))
-        }
+        Step::InOrder(changes) => changes.iter().try_for_each(|(table, change)| write_row(state, table, change)),
     }
 }
 
 /// Deletes, then updates, then inserts, each as a set: a unique value may pass from row to row.
 fn write_table(state: &mut State, changes: &TableChanges) -> Result<(), Error> {
     let table = &changes.table;
-    let Sorted { deletes, updates, inserts } = changes.sorted();
+    let Sorted { deletes, updates, moves, inserts, keyless } = changes.sorted();
+    let mut moved = Vec::new();
+    for (old, new) in moves {
+        let before = find(state, table, old)?;
+        moved.push(row_of(table, new, Some(&before)));
+    }
     for old in deletes {
         take_out(state, table, old)?;
     }
@@ -123,7 +125,20 @@ fn write_table(state: &mut State, changes: &TableChanges) -> Result<(), Error> {
     for (new, before) in updates.iter().zip(&before) {
         put_in(state, table, row_of(table, new, Some(before)))?;
     }
-    inserts.iter().try_for_each(|new| put_in(state, table, row_of(table, new, None)))
+    moved.into_iter().try_for_each(|row| put_in(state, table, row))?;
+    inserts.iter().try_for_each(|new| put_in(state, table, row_of(table, new, None)))?;
+    keyless.iter().try_for_each(|change| write_row(state, table, change))
+}
+
+fn write_row(state: &mut State, table: &TableMap, change: &Change) -> Result<(), Error> {
+    match change {
+        Change::Insert(new) => put_in(state, table, row_of(table, new, None)),
+        Change::Update { old, new } => {
+            let before = take_out(state, table, old.as_ref().unwrap_or(new))?;
+            put_in(state, table, row_of(table, new, Some(&before)))
+        }
+        Change::Delete(old) => take_out(state, table, old).map(drop),
+    }
 }
 
 /// The row as the target keeps it; a value that was not sent is what it was before.
@@ -137,18 +152,31 @@ fn row_of(table: &TableMap, tuple: &Tuple, before: Option<&Vec<Field>>) -> Vec<F
     table.columns.iter().map(|c| c.position).enumerate().map(field).collect()
 }
 
+/// By its key; without one, by all that it has.
 fn is_same_row(table: &TableMap, row: &[Field], key: &[Value<'_>]) -> bool {
-    table.columns.iter().zip(row).filter(|(column, _)| column.key).all(|(column, field)| {
-        matches!((&key[column.position], field), (Value::Text(a) | Value::Binary(a), Some(b)) if *a == b.as_slice())
+    let all = !table.has_key();
+    table.columns.iter().zip(row).filter(|(column, _)| all || column.key).all(|(column, field)| {
+        match (&key[column.position], field) {
+            (Value::Text(a) | Value::Binary(a), Some(b)) => *a == b.as_slice(),
+            (Value::Null, None) => all,
+            _ => false,
+        }
     })
 }
 
-fn take_out(state: &mut State, table: &TableMap, key: &Tuple) -> Result<Vec<Field>, Error> {
+fn find(state: &State, table: &TableMap, key: &Tuple) -> Result<Vec<Field>, Error> {
     let key: Vec<Value<'_>> = key.values().collect();
+    let found = state.get(&table.target).and_then(|rows| rows.keys().find(|row| is_same_row(table, row, &key)));
+    found.cloned().ok_or_else(|| wrong(format!("a row of {} is missing", table.target)))
+}
+
+fn take_out(state: &mut State, table: &TableMap, key: &Tuple) -> Result<Vec<Field>, Error> {
+    let row = find(state, table, key)?;
     let rows = state.entry(table.target.clone()).or_default();
-    let found = rows.keys().find(|row| is_same_row(table, row, &key)).cloned();
-    let row = found.ok_or_else(|| wrong(format!("a row of {} is missing", table.target)))?;
-    rows.remove(&row);
+    match rows.get_mut(&row) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => drop(rows.remove(&row)),
+    }
     if rows.is_empty() {
         state.remove(&table.target);
     }

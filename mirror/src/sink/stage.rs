@@ -1,8 +1,11 @@
 //! The statements that move a table's staged rows into the table. Pure text.
 //!
 //! A staging table has a column `g`, the group of a row, and one column `c0 … cn` for each column of the table that is written.
-//! Groups: [`DELETE`] rows that go, [`INSERT`] rows that come, [`OLD_KEY`] the key that a row had, from 1 on rows that change, one
-//! group for each set of values that were not sent.
+//! For rows that move to another key `k0 …` hold the old one, by the same numbers; `e0 …` hold what only the target has of a row that is
+//! replaced. Groups: [`DELETE`] rows that go, [`INSERT`] rows that come, from [`FIRST_UPDATE`] up rows that change and from
+//! [`FIRST_MOVE`] down rows that move, one group for each set of values that were not sent.
+
+use pg::name::quote_ident;
 
 use crate::relation::{MappedColumn, TableMap};
 
@@ -10,20 +13,32 @@ use crate::relation::{MappedColumn, TableMap};
 pub const DELETE: i16 = 0;
 /// Group of rows that come.
 pub const INSERT: i16 = -1;
-/// Group of the old key of a row that changes its key.
-pub const OLD_KEY: i16 = -2;
-/// First group of rows that change.
+/// First group of rows that move to another key; the others are below.
+pub const FIRST_MOVE: i16 = -2;
+/// First group of rows that change; the others are above.
 pub const FIRST_UPDATE: i16 = 1;
 
 /// Makes a staging table.
 pub fn create(stage: &str, table: &TableMap) -> String {
     let columns: String = table.columns.iter().enumerate().map(|(n, c)| format!(", c{n} {}", c.staged_type)).collect();
-    format!("create temporary table {stage} (g int2 not null{columns}) on commit delete rows")
+    let old_keys: String = keys(table).map(|(n, c)| format!(", k{n} {}", c.staged_type)).collect();
+    let extras: String = table.extras.iter().enumerate().map(|(n, (_, t))| format!(", e{n} {t}")).collect();
+    format!("create temporary table {stage} (g int2 not null{columns}{old_keys}{extras}) on commit delete rows")
 }
 
 /// Fills a staging table from the client.
-pub fn copy_in(stage: &str) -> String {
-    format!("copy {stage} from stdin (format binary)")
+pub fn copy_in(stage: &str, table: &TableMap) -> String {
+    format!("copy {stage} (g{}) from stdin (format binary)", staged_names(table))
+}
+
+/// Fills a staging table with rows that move, each with its old key after its values.
+pub fn copy_moves(stage: &str, table: &TableMap) -> String {
+    let old_keys: String = keys(table).map(|(n, _)| format!(", k{n}")).collect();
+    format!("copy {stage} (g{}{old_keys}) from stdin (format binary)", staged_names(table))
+}
+
+fn staged_names(table: &TableMap) -> String {
+    (0..table.columns.len()).map(|n| format!(", c{n}")).collect()
 }
 
 /// Fills the table itself from the client.
@@ -33,89 +48,92 @@ pub fn copy_direct(table: &TableMap) -> String {
 
 /// Deletes the rows of one group. `$1` is the first group, `$2` the last.
 pub fn delete(stage: &str, table: &TableMap) -> String {
-    format!("delete from {} t using {stage} s where s.g between $1 and $2 and {}", table.alone, same_key(table, "s"))
+    format!("delete from {} t using {stage} s where s.g between $1 and $2 and {}", table.alone, same_key(table, "c"))
 }
 
 /// Changes the rows of the group `$1`; columns of `unchanged` (by tuple position) keep their values.
 pub fn update(stage: &str, table: &TableMap, unchanged: &[bool]) -> String {
-    let set = assignments(table, unchanged);
-    format!("update {} t set {set} from {stage} s where s.g = $1 and {}", table.alone, same_key(table, "s"))
+    let matched = same_key(table, "c");
+    match assignments(table, unchanged) {
+        Some(set) => format!("update {} t set {set} from {stage} s where s.g = $1 and {matched}", table.alone),
+        // There is nothing but what no UPDATE may set: the rows only have to be there.
+        None => format!("select from {} t, {stage} s where s.g = $1 and {matched}", table.alone),
+    }
 }
 
-/// Completes the one staged row of the group [`FIRST_UPDATE`] with the values that were not sent, from the row that has the key of the
-/// group [`OLD_KEY`].
-pub fn complete_by_old_key(stage: &str, table: &TableMap, unchanged: &[bool]) -> String {
-    format!(
-        "update {stage} s set {} from {} t, {stage} o where s.g = {FIRST_UPDATE} and o.g = {OLD_KEY} and {}",
-        completions(table, unchanged).join(", "),
-        table.alone,
-        same_key(table, "o"),
-    )
-}
-
-/// Adds the rows of the groups other than [`DELETE`] whose group is at most `$1`.
+/// Adds the rows of the group [`INSERT`].
 pub fn insert(stage: &str, table: &TableMap) -> String {
-    insert_where(stage, table, &format!("s.g <> {DELETE} and s.g <= $1"))
+    insert_where(stage, table, &[], &format!("s.g = {INSERT}"))
 }
 
-/// Adds the rows of the group `$1`.
-pub fn insert_group(stage: &str, table: &TableMap) -> String {
-    insert_where(stage, table, "s.g = $1")
+/// Adds the rows of the groups from `$1` to `$2`, which were on the target before: with what only the target has of them.
+pub fn put_back(stage: &str, table: &TableMap) -> String {
+    insert_where(stage, table, &table.extras, "s.g between $1 and $2")
 }
 
-fn insert_where(stage: &str, table: &TableMap, condition: &str) -> String {
-    let values: Vec<String> = table.columns.iter().enumerate().map(|(n, c)| c.value(&format!("s.c{n}"))).collect();
-    format!(
-        "insert into {} ({}) overriding system value select {} from {stage} s where {condition}",
-        table.target.quoted(),
-        names(&table.columns),
-        values.join(", "),
-    )
+fn insert_where(stage: &str, table: &TableMap, extras: &[(String, String)], condition: &str) -> String {
+    let own = table.columns.iter().enumerate().map(|(n, c)| (c.quoted(), c.value(&format!("s.c{n}"))));
+    let kept = extras.iter().enumerate().map(|(n, (name, _))| (quote_ident(name), format!("s.e{n}")));
+    let (columns, values): (Vec<String>, Vec<String>) = own.chain(kept).unzip();
+    let (into, columns, values) = (table.target.quoted(), columns.join(", "), values.join(", "));
+    if columns.is_empty() {
+        return format!("insert into {into} select from {stage} s where {condition}");
+    }
+    format!("insert into {into} ({columns}) overriding system value select {values} from {stage} s where {condition}")
 }
 
-/// Completes the staged rows of the group `$1` with the values that were not sent, from the table; `None` if all were sent.
+/// Completes the staged rows of the group `$1` with the values that were not sent, and those that only the target has, from the row
+/// with their key; `None` if there are none.
 pub fn complete(stage: &str, table: &TableMap, unchanged: &[bool]) -> Option<String> {
-    let set = completions(table, unchanged);
-    let matched = same_key(table, "s");
+    complete_by(stage, table, unchanged, "c")
+}
+
+/// As [`complete`], from the row with their old key.
+pub fn complete_moves(stage: &str, table: &TableMap, unchanged: &[bool]) -> Option<String> {
+    complete_by(stage, table, unchanged, "k")
+}
+
+fn complete_by(stage: &str, table: &TableMap, unchanged: &[bool], key: &str) -> Option<String> {
+    let columns = table.columns.iter().enumerate();
+    let missing = columns.filter(|(_, c)| unchanged.get(c.position).copied().unwrap_or(false));
+    let values = missing.map(|(n, c)| format!("c{n} = t.{}::{}", c.quoted(), c.staged_type));
+    let extras = table.extras.iter().enumerate().map(|(n, (name, _))| format!("e{n} = t.{}", quote_ident(name)));
+    let set: Vec<String> = values.chain(extras).collect();
+    let matched = same_key(table, key);
     (!set.is_empty())
         .then(|| format!("update {stage} s set {} from {} t where s.g = $1 and {matched}", set.join(", "), table.alone))
-}
-
-fn completions(table: &TableMap, unchanged: &[bool]) -> Vec<String> {
-    table
-        .columns
-        .iter()
-        .enumerate()
-        .filter(|(_, c)| unchanged.get(c.position).copied().unwrap_or(false))
-        .map(|(n, c)| format!("c{n} = t.{}::{}", c.quoted(), c.staged_type))
-        .collect()
 }
 
 fn names(columns: &[MappedColumn]) -> String {
     columns.iter().map(MappedColumn::quoted).collect::<Vec<_>>().join(", ")
 }
 
+fn keys(table: &TableMap) -> impl Iterator<Item = (usize, &MappedColumn)> {
+    table.columns.iter().enumerate().filter(|(_, c)| c.key)
+}
+
+/// Whether a row `t` has the key of a staged row `s`: the one in its columns `c…`, or the old one in `k…`.
 fn same_key(table: &TableMap, staged: &str) -> String {
-    let keys = table.columns.iter().enumerate().filter(|(_, c)| c.key);
-    keys.map(|(n, c)| format!("t.{} = {}", c.quoted(), c.value(&format!("{staged}.c{n}"))))
+    keys(table)
+        .map(|(n, c)| format!("t.{} = {}", c.quoted(), c.value(&format!("s.{staged}{n}"))))
         .collect::<Vec<_>>()
         .join(" and ")
 }
 
-/// What an UPDATE sets. It must set something: a row that has nothing but its key is set to itself.
-fn assignments(table: &TableMap, unchanged: &[bool]) -> String {
-    let set: Vec<String> = table
-        .columns
-        .iter()
-        .enumerate()
-        .filter(|(_, c)| !c.key && !c.identity_always && !unchanged.get(c.position).copied().unwrap_or(false))
+/// What an UPDATE sets. It must set something: a row that keeps everything has a column set to itself, if there is one that may be.
+fn assignments(table: &TableMap, unchanged: &[bool]) -> Option<String> {
+    let columns = table.columns.iter().enumerate().filter(|(_, c)| !c.key && !c.identity_always);
+    let set: Vec<String> = columns
+        .filter(|(_, c)| !unchanged.get(c.position).copied().unwrap_or(false))
         .map(|(n, c)| format!("{} = {}", c.quoted(), c.value(&format!("s.c{n}"))))
         .collect();
-    if set.is_empty() {
-        let key = table.columns.iter().find(|c| c.key).map(MappedColumn::quoted).unwrap_or_default();
-        return format!("{key} = t.{key}");
-    }
-    set.join(", ")
+    if set.is_empty() { set_to_itself(table) } else { Some(set.join(", ")) }
+}
+
+/// An assignment that changes nothing; `None` if no column may be set.
+pub fn set_to_itself(table: &TableMap) -> Option<String> {
+    let column = table.columns.iter().find(|c| !c.identity_always)?.quoted();
+    Some(format!("{column} = t.{column}"))
 }
 
 #[cfg(test)]
@@ -133,6 +151,7 @@ mod tests {
             cast: true,
             key,
             identity_always: false,
+            has_equality: true,
         }
     }
 
@@ -143,6 +162,7 @@ mod tests {
             target: TableName::new("Odd", "t"),
             alone: "only \"Odd\".\"t\"".into(),
             columns: vec![column(0, "id", true), column(2, "a\"b", false)],
+            extras: Vec::new(),
             whole_old_rows: false,
             direct: false,
             other_unique: false,
@@ -169,5 +189,23 @@ mod tests {
         let complete = complete("s1", &table(), &unchanged).unwrap();
         assert!(complete.starts_with("update s1 s set c1 = t.\"a\"\"b\"::pg_catalog.text from"), "{complete}");
         assert_eq!(super::complete("s1", &table(), &[false; 3]), None);
+    }
+
+    #[test]
+    fn what_only_the_target_has_goes_with_the_row() {
+        let with_extra = TableMap { extras: vec![("Note".into(), "text".into())], ..table() };
+        assert!(create("s1", &with_extra).contains("c1 pg_catalog.text, k0 pg_catalog.text, e0 text)"));
+        let moves = complete_moves("s1", &with_extra, &[]).unwrap();
+        assert!(moves.contains("set e0 = t.\"Note\" from") && moves.contains("t.\"id\" = s.k0::integer"), "{moves}");
+        assert!(put_back("s1", &with_extra).contains("(\"id\", \"a\"\"b\", \"Note\") overriding"));
+        assert!(!insert("s1", &with_extra).contains("Note"));
+    }
+
+    #[test]
+    fn a_row_of_nothing_but_an_identity_only_has_to_be_there() {
+        let mut alone = table();
+        alone.columns.truncate(1);
+        alone.columns[0].identity_always = true;
+        assert!(update("s1", &alone, &[]).starts_with("select from only"));
     }
 }

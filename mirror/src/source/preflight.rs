@@ -5,8 +5,8 @@ use pg::{SqlState, TableName};
 use tokio_postgres::Client;
 
 use crate::error::{Error, Problem};
+use crate::schema::TablePlan;
 use crate::schema::introspect::{list_tables, source_table};
-use crate::schema::{RowIdentity, TablePlan};
 use crate::session::PeerSession;
 
 /// What keeps the mirror from working, gathered.
@@ -167,16 +167,6 @@ fn check_columns(plan: &TablePlan, findings: &mut Findings) {
                 format!("column \"{column}\" of table \"{name}\" cannot be left out"),
             )
             .detail("Rows are found by it."),
-        );
-    }
-    if plan.source.identity == RowIdentity::WholeRow {
-        findings.add(
-            Problem::new(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                format!("table \"{name}\" has REPLICA IDENTITY FULL and no primary key"),
-            )
-            .detail("Its rows cannot be told apart.")
-            .hint("Add a primary key, use REPLICA IDENTITY USING INDEX, or leave the table out with EXCEPT."),
         );
     }
 }
