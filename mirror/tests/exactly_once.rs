@@ -57,6 +57,10 @@ async fn a_server_that_crashes_comes_back_with_rows_and_progress_agreeing() {
     for round in 0..3 {
         let write = format!("insert into log select i, {round} from generate_series(1, 30000) i");
         fixture.source.batch_execute(&write).await.unwrap();
+        if round == 1 {
+            // Before a checkpoint, and after one.
+            fixture.target.batch_execute("checkpoint").await.unwrap();
+        }
         fixture = fixture.restart_servers(StopMode::Immediate).await;
     }
     fixture.caught_up().await;

@@ -139,6 +139,7 @@ async fn the_status_tells_what_was_done() {
     fixture.caught_up().await;
     let counts = "select rows_inserted || '/' || rows_updated || '/' || rows_deleted from peergate.mirror_tables";
     fixture.wait_until(counts, "1000/500/250").await;
+    fixture.assert_equal().await;
     let status = "select rows_applied = 1750 and bytes_applied > 0 and applied_lsn >= source_lsn and lag_bytes = 0 and lag_seconds = 0
                   and error_message is null and state = 'running' from peergate.mirror_status";
     fixture.wait_until(status, "t").await;

@@ -61,6 +61,39 @@ async fn nothing_is_lost_or_doubled_whatever_dies() {
     eprintln!("{lives} lives in {} s: {totals}", begun.elapsed().as_secs());
 }
 
+/// The same harm fifty times, at moments that have nothing to do with what the engine does just then.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_kills_lose_and_double_nothing() {
+    let seed = std::env::var("CHAOS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    eprintln!("CHAOS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let journal = Journal::new();
+    let mut world = World::start(&journal).await;
+    let schema = Arc::new(Schema::random(&mut random));
+    world.make_schema(&schema).await;
+    let workload = Workload::start(world.source.config("shop"), &schema, random.random(), &journal);
+    world.create_mirror(&schema::mirror_options(&mut random)).await;
+    let reader = Reader::start(world.target.config("dwh"));
+    for _ in 0..50 {
+        world.start_engine(0, None);
+        // Only to choose the moment. A start takes some 200 ms.
+        tokio::time::sleep(Duration::from_millis(random.random_range(100..900))).await;
+        let engine = world.engines[0].take().expect("started above");
+        tokio::task::spawn_blocking(move || engine.kill()).await.unwrap();
+    }
+    world.start_engine(0, None);
+    let transactions = workload.stop().await;
+    let checked = async {
+        world.caught_up(CATCH_UP).await?;
+        reader.stop().await?;
+        check::compare(&world).await
+    };
+    if let Err(what) = checked.await {
+        panic!("{what}\n\n{schema}\n{}\n{}", journal.text(), world.explain().await);
+    }
+    eprintln!("50 kills in {transactions} transactions");
+}
+
 /// A mirror's life: made, copied and streamed while all kinds of things go wrong, compared, dropped.
 async fn live(world: &mut World, journal: &Journal, seed: u64, totals: &mut harm::Totals) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed);

@@ -9,6 +9,7 @@ mod stream;
 mod transport;
 
 use std::io;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use catalog::connect::Attempt;
@@ -196,6 +197,9 @@ impl ReplicationConnection {
         publications: &[String],
         binary: bool,
     ) -> Result<ReplicationStream, Error> {
+        let patience = "select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'";
+        let patience = self.query(patience).await?.pop().and_then(|mut row| row.pop()?);
+        let patience = Duration::from_millis(patience.and_then(|p| p.parse().ok()).unwrap_or_default());
         let names: Vec<String> = publications.iter().map(|p| quote_ident(p)).collect();
         let binary = if binary { ", binary 'true'" } else { "" };
         let command = format!(
@@ -219,7 +223,7 @@ impl ReplicationConnection {
             };
             match frame[0] {
                 // CopyBothResponse, which the codec does not know.
-                b'W' => return Ok(ReplicationStream::new(self, from)),
+                b'W' => return Ok(ReplicationStream::new(self, from, patience)),
                 b'E' => match backend::Message::parse(&mut frame.clone()).map_err(|e| self.io_error(&e))? {
                     Some(backend::Message::ErrorResponse(body)) => return Err(Error::server(self.problem(&body))),
                     _ => return Err(Error::protocol(&self.peer, "malformed error")),

@@ -24,7 +24,7 @@ const BEHIND_BYTES: usize = 32 << 10;
 /// buffer is the sender's and small: there the walsender would only wait.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// How often a status is sent when there is nothing new to say.
+/// How often a status is sent when there is nothing new to say; more often where the walsender has less patience.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Silence after which the walsender is taken for dead, unless told otherwise; it is asked to answer at every second status.
@@ -65,12 +65,13 @@ impl Drop for ReplicationStream {
 }
 
 impl ReplicationStream {
-    pub(super) fn new(connection: ReplicationConnection, from: Lsn) -> ReplicationStream {
+    /// Streams on a connection that has begun to; `patience` is how long the walsender waits to hear from us, zero: for ever.
+    pub(super) fn new(connection: ReplicationConnection, from: Lsn, patience: Duration) -> ReplicationStream {
         let (reader, writer) = tokio::io::split(connection.io);
         let first = StandbyStatus { received: from, flushed: from, reply_requested: false };
         let (status, changes) = watch::channel(first);
         let reply = Arc::new(Notify::new());
-        let writer = tokio::spawn(send_statuses(writer, changes, reply.clone()));
+        let writer = tokio::spawn(send_statuses(writer, changes, reply.clone(), status_interval(patience)));
         ReplicationStream {
             peer: connection.peer,
             reader,
@@ -200,7 +201,12 @@ impl ReplicationStream {
 /// Tells the walsender how far we are: at once when something became durable or it asks, else at a steady pace.
 ///
 /// Every second status of that pace asks for an answer, so that a dead walsender is noticed by the reader's silence.
-async fn send_statuses(mut writer: WriteHalf<Socket>, mut changes: watch::Receiver<StandbyStatus>, reply: Arc<Notify>) {
+async fn send_statuses(
+    mut writer: WriteHalf<Socket>,
+    mut changes: watch::Receiver<StandbyStatus>,
+    reply: Arc<Notify>,
+    interval: Duration,
+) {
     let mut ask = false;
     loop {
         let mut status = *changes.borrow_and_update();
@@ -218,9 +224,14 @@ async fn send_statuses(mut writer: WriteHalf<Socket>, mut changes: watch::Receiv
                 Err(_) => return,
             },
             () = reply.notified() => false,
-            () = tokio::time::sleep(STATUS_INTERVAL) => !ask,
+            () = tokio::time::sleep(interval) => !ask,
         };
     }
+}
+
+/// A third of the walsender's patience: while nothing is read, for want of room, its questions are not seen.
+fn status_interval(patience: Duration) -> Duration {
+    if patience.is_zero() { STATUS_INTERVAL } else { STATUS_INTERVAL.min(patience / 3) }
 }
 
 /// Returns microseconds since 2000-01-01 00:00 UTC by this machine's clock.
