@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Fixture, ask, connect, eventually, start, start_servers};
+use crate::support::{Fixture, ask, eventually, start, start_servers};
 
 async fn streaming(fixture: &Fixture, options: &str) {
     fixture.source.batch_execute("create table t (id int primary key)").await.unwrap();
@@ -12,7 +12,7 @@ async fn streaming(fixture: &Fixture, options: &str) {
 
 /// An owner that stands still between writing its progress and its commit: it holds the row, and whatever else it has written.
 async fn hung_owner(fixture: &Fixture, epoch: &str) -> tokio_postgres::Client {
-    let hung = connect(&fixture.cluster, "dwh").await;
+    let hung = fixture.connect_target().await;
     let hold = format!(
         "select pg_advisory_lock_shared(hashtext('peergate/' || mirror), {epoch}) from peergate.progress;
          begin; update peergate.progress set applied_lsn = applied_lsn"
@@ -40,7 +40,7 @@ async fn an_older_owner_does_not_end_a_newer_one() {
     let mut fixture = start().await;
     streaming(&fixture, "{}").await;
     fixture.stop_engine().await;
-    let newer = connect(&fixture.cluster, "dwh").await;
+    let newer = fixture.connect_target().await;
     let mark = "select pg_advisory_lock_shared(hashtext('peergate/' || mirror), 1000) from peergate.progress;
                 update peergate.progress set epoch = 1000";
     newer.batch_execute(mark).await.unwrap();

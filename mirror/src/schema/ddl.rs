@@ -164,11 +164,16 @@ async fn type_prerequisites(
             let query = "
                 select pg_catalog.format_type(r.rngsubtype, null), p.opcname::text, n.nspname::text,
                        (select pg_catalog.format_type(m.oid, null) from pg_catalog.pg_type m
-                        where m.oid::text = pg_catalog.to_jsonb(r) ->> 'rngmultitypid')
+                        join pg_catalog.pg_type t on t.oid = r.rngtypid
+                        where m.oid::text = pg_catalog.to_jsonb(r) ->> 'rngmultitypid'
+                          and (m.typnamespace, m.typname::text) is distinct from (t.typnamespace,
+                              case when t.typname::text like '%range%' then pg_catalog.regexp_replace(t.typname::text, 'range', 'multirange')
+                                   else t.typname::text || '_multirange' end))
                 from pg_catalog.pg_range r join pg_catalog.pg_opclass p on p.oid = r.rngsubopc
                 join pg_catalog.pg_namespace n on n.oid = p.opcnamespace where r.rngtypid = $1";
             let row = source.query_one(query, &[&oid]).await?;
             let class = format!("{}.{}", quote_ident(row.get(2)), quote_ident(row.get(1)));
+            // A name that the target would choose by itself is left to it: before 14 there are no multiranges to name.
             let multirange =
                 row.get::<_, Option<String>>(3).map(|m| format!(", multirange_type_name = {m}")).unwrap_or_default();
             format!(

@@ -55,7 +55,8 @@ async fn run(target: &PeerSession, statement: &str) -> Result<(), Problem> {
 /// A transaction without one, which only moves the position, has no time of its own: now.
 pub fn mark(end: Lsn, commit_time: Option<i64>) -> String {
     let at = match commit_time {
-        Some(time) => format!("'2000-01-01 00:00:00+00'::timestamptz + interval '{time} microseconds'"),
+        // Not as one literal: before 15 an interval's field holds no more than 32 bits.
+        Some(time) => format!("'2000-01-01 00:00:00+00'::timestamptz + {time} * interval '1 microsecond'"),
         None => "pg_catalog.clock_timestamp()".to_owned(),
     };
     format!("select pg_catalog.pg_replication_origin_xact_setup('{end}', {at})")
@@ -81,7 +82,7 @@ mod tests {
     fn marks_carry_the_sources_position_and_time() {
         assert_eq!(
             mark(Lsn(0x16_B374_D848), Some(-5)),
-            "select pg_catalog.pg_replication_origin_xact_setup('16/B374D848', '2000-01-01 00:00:00+00'::timestamptz + interval '-5 microseconds')"
+            "select pg_catalog.pg_replication_origin_xact_setup('16/B374D848', '2000-01-01 00:00:00+00'::timestamptz + -5 * interval '1 microsecond')"
         );
         assert!(mark(Lsn(1), None).contains("clock_timestamp"));
     }
