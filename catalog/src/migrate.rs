@@ -18,6 +18,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0005_statements", include_str!("../../migrations/0005_statements.sql")),
     ("0006_peer_privileges", include_str!("../../migrations/0006_peer_privileges.sql")),
     ("0007_mirror_trust", include_str!("../../migrations/0007_mirror_trust.sql")),
+    ("0008_table_states", include_str!("../../migrations/0008_table_states.sql")),
+    ("0009_alter_mirror", include_str!("../../migrations/0009_alter_mirror.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

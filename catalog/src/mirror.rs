@@ -3,14 +3,16 @@
 mod definition;
 mod report;
 mod tables;
+mod wishes;
 
 use pg::Lsn;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-pub use self::definition::{ColumnChoice, Mirror, MirrorOptions, Mode, SelectedTable, Selection};
+pub use self::definition::{ColumnChoice, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection};
 pub use self::report::{Applied, Failure, Status};
-pub use self::tables::{BegunTable, TableRow, TableStatus};
+pub use self::tables::{MirrorTable, TableRow, TableStatus};
+pub use self::wishes::{TableTask, Wishes};
 use crate::{Catalog, Error};
 
 fn lsn(row: &Row, column: usize) -> Option<Lsn> {

@@ -11,6 +11,10 @@ pub enum TaskKind {
     PauseMirror,
     /// RESUME MIRROR: done when the mirror streams again.
     ResumeMirror,
+    /// ALTER MIRROR: done when its tables are what they should be.
+    AlterMirror,
+    /// RESYNC MIRROR: done when the new copies have taken the place of the old ones and stream.
+    ResyncMirror,
     /// DROP MIRROR: done when nothing of the mirror is left on the peers.
     DropMirror,
 }
@@ -21,6 +25,8 @@ impl TaskKind {
             TaskKind::CreateMirror => "create_mirror",
             TaskKind::PauseMirror => "pause_mirror",
             TaskKind::ResumeMirror => "resume_mirror",
+            TaskKind::AlterMirror => "alter_mirror",
+            TaskKind::ResyncMirror => "resync_mirror",
             TaskKind::DropMirror => "drop_mirror",
         }
     }
@@ -38,8 +44,22 @@ impl Catalog {
                 started_at = coalesce(started_at, clock_timestamp()),
                 finished_at = case when $3::float8 >= 1 then clock_timestamp() end,
                 error_sqlstate = null, error_message = null
-            where mirror_id = $1 and kind = $2 and state in ('pending', 'running')";
+            where mirror_id = $1 and kind = $2 and state in ('pending', 'running')
+              -- What the engine has not yet made part of its work is not what it reports on.
+              and (taken_at is not null or kind not in ('alter_mirror', 'resync_mirror'))";
         self.client().await?.execute(statement, &[&mirror_id, &kind.as_str(), &progress.clamp(0.0, 1.0)]).await?;
+        Ok(())
+    }
+
+    /// Ends a mirror's tasks of one kind that are under way: what they want cannot be had.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn fail_tasks(&self, mirror_id: i64, kind: TaskKind, sqlstate: &str, message: &str) -> Result<(), Error> {
+        let statement = "
+            update peergate.tasks set state = 'failed', error_sqlstate = $3, error_message = $4, finished_at = clock_timestamp()
+            where mirror_id = $1 and kind = $2 and state = 'running' and taken_at is not null";
+        self.client().await?.execute(statement, &[&mirror_id, &kind.as_str(), &sqlstate, &message]).await?;
         Ok(())
     }
 

@@ -119,6 +119,10 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
         peer::drop
     } else if begins(&["CREATE", "MIRROR"]) {
         mirror::create
+    } else if begins(&["ALTER", "MIRROR"]) {
+        mirror::alter
+    } else if begins(&["RESYNC", "MIRROR"]) {
+        mirror::resync
     } else if begins(&["DROP", "MIRROR"]) {
         mirror::drop
     } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {

@@ -13,7 +13,9 @@ use serde_json::{Value as Json, json};
 use crate::encoding::Encoding;
 use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, parse, truncated};
 use crate::split::{may_be_ours, split};
-use crate::statement::{CreateMirror, CreatePeer, GivenOption, Role, Selection, Statement, Table, Until, Value};
+use crate::statement::{
+    CreateMirror, CreatePeer, GivenOption, MirrorChange, Role, Selection, Statement, Table, TableMap, Until, Value,
+};
 
 /// What was found out about a CREATE PEER before it is forwarded.
 #[derive(Clone, PartialEq, Eq)]
@@ -424,6 +426,17 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
             sql.flag("keep_target_metadata", *keep_target_metadata);
             sql.finish(nonce);
         }
+        Statement::AlterMirror { name, change } => alter_mirror(sql, name, change, nonce),
+        Statement::ResyncMirror { name, if_exists, tables } => {
+            sql.push("CALL peergate.resync_mirror(");
+            sql.name(name);
+            if !tables.is_empty() {
+                sql.push(", tables => ");
+                sql.json(&tables.iter().map(table).collect());
+            }
+            sql.flag("if_exists", *if_exists);
+            sql.finish(nonce);
+        }
         Statement::PauseMirror { name, if_exists } | Statement::ResumeMirror { name, if_exists } => {
             let pause = matches!(ours.statement, Statement::PauseMirror { .. });
             sql.push(if pause { "CALL peergate.pause_mirror(" } else { "CALL peergate.resume_mirror(" });
@@ -503,6 +516,41 @@ fn create_mirror(sql: &mut Sql, mirror: &CreateMirror, nonce: &str) {
     sql.finish(nonce);
 }
 
+fn alter_mirror(sql: &mut Sql, name: &str, change: &MirrorChange, nonce: &str) {
+    let procedure = match change {
+        MirrorChange::AddTables(_) => "add_mirror_tables",
+        MirrorChange::DropTables(_) => "drop_mirror_tables",
+        MirrorChange::RefreshTables => "refresh_mirror_tables",
+        MirrorChange::SkipTo(_) => "skip_mirror_transaction",
+        MirrorChange::Set(_) | MirrorChange::Reset(_) => "set_mirror_options",
+        MirrorChange::RenameTo(_) => "rename_mirror",
+    };
+    sql.push(&format!("CALL peergate.{procedure}("));
+    sql.name(name);
+    match change {
+        MirrorChange::AddTables(maps) => {
+            sql.push(", ");
+            sql.json(&maps.iter().map(table_map).collect());
+        }
+        MirrorChange::DropTables(tables) => {
+            sql.push(", ");
+            sql.json(&tables.iter().map(table).collect());
+        }
+        MirrorChange::RefreshTables => {}
+        MirrorChange::SkipTo(lsn) => cast(sql, "lsn", "lsn", lsn, "pg_lsn"),
+        MirrorChange::Set(given) => options(sql, given),
+        MirrorChange::Reset(names) => {
+            sql.push(", reset => ");
+            array(sql, names);
+        }
+        MirrorChange::RenameTo(new_name) => {
+            sql.push(", ");
+            sql.name(new_name);
+        }
+    }
+    sql.finish(nonce);
+}
+
 /// Writes `, options => …`, as a constant when no parameter is among them.
 fn options(sql: &mut Sql, options: &[GivenOption]) {
     if options.is_empty() {
@@ -533,25 +581,29 @@ fn options(sql: &mut Sql, options: &[GivenOption]) {
     sql.push(")");
 }
 
+fn table(table: &Table) -> Json {
+    json!({"schema": table.schema, "name": table.name})
+}
+
+fn table_map(map: &TableMap) -> Json {
+    let mut item = json!({"from": table(&map.from), "to": table(&map.to)});
+    if !map.columns.is_empty() {
+        item["columns"] = json!(map.columns);
+    }
+    if !map.exclude.is_empty() {
+        item["exclude"] = json!(map.exclude);
+    }
+    item
+}
+
 fn selection(selection: &Selection) -> Json {
-    let table = |t: &Table| json!({"schema": t.schema, "name": t.name});
     let mut document = match selection {
         Selection::All { .. } => json!({"all": true}),
         Selection::Schemas { schemas, .. } => {
             json!({"schemas": schemas.iter().map(|s| json!({"from": s.from, "to": s.to})).collect::<Vec<_>>()})
         }
         Selection::Tables(maps) => {
-            let tables = maps.iter().map(|map| {
-                let mut item = json!({"from": table(&map.from), "to": table(&map.to)});
-                if !map.columns.is_empty() {
-                    item["columns"] = json!(map.columns);
-                }
-                if !map.exclude.is_empty() {
-                    item["exclude"] = json!(map.exclude);
-                }
-                item
-            });
-            json!({"tables": tables.collect::<Vec<_>>()})
+            json!({"tables": maps.iter().map(table_map).collect::<Vec<_>>()})
         }
     };
     if let Selection::All { except } | Selection::Schemas { except, .. } = selection

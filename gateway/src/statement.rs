@@ -30,6 +30,22 @@ pub enum Statement {
         /// The progress row on the target stays.
         keep_target_metadata: bool,
     },
+    /// `ALTER MIRROR`.
+    AlterMirror {
+        /// The mirror.
+        name: String,
+        /// What is changed.
+        change: MirrorChange,
+    },
+    /// `RESYNC MIRROR`.
+    ResyncMirror {
+        /// The mirror.
+        name: String,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+        /// These tables; empty: all of it.
+        tables: Vec<Table>,
+    },
     /// `PAUSE MIRROR`.
     PauseMirror {
         /// The mirror.
@@ -108,6 +124,25 @@ pub struct CreateMirror {
     pub selection: Selection,
     /// Options in the order given.
     pub options: Vec<GivenOption>,
+}
+
+/// What ALTER MIRROR changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorChange {
+    /// `ADD TABLE`.
+    AddTables(Vec<TableMap>),
+    /// `DROP TABLE`.
+    DropTables(Vec<Table>),
+    /// `REFRESH TABLES`.
+    RefreshTables,
+    /// `SKIP TO LSN`.
+    SkipTo(Value),
+    /// `SET ( … )`.
+    Set(Vec<GivenOption>),
+    /// `RESET ( … )`.
+    Reset(Vec<String>),
+    /// `RENAME TO`.
+    RenameTo(String),
 }
 
 /// A role as GRANT and REVOKE name it.
@@ -298,6 +333,11 @@ impl fmt::Display for Statement {
                     when(*keep_target_metadata, " KEEP TARGET METADATA")
                 )
             }
+            Statement::AlterMirror { name, change } => write!(f, "ALTER MIRROR {} {change}", Ident(name)),
+            Statement::ResyncMirror { name, if_exists, tables } => {
+                write!(f, "RESYNC MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))?;
+                if tables.is_empty() { Ok(()) } else { write!(f, " TABLE {}", list(tables)) }
+            }
             Statement::PauseMirror { name, if_exists } => {
                 write!(f, "PAUSE MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))
             }
@@ -323,6 +363,22 @@ impl fmt::Display for Statement {
             Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
             Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),
             Statement::ShowTasks => f.write_str("SHOW TASKS"),
+        }
+    }
+}
+
+impl fmt::Display for MirrorChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MirrorChange::AddTables(maps) => write!(f, "ADD TABLE {}", list(maps)),
+            MirrorChange::DropTables(tables) => write!(f, "DROP TABLE {}", list(tables)),
+            MirrorChange::RefreshTables => f.write_str("REFRESH TABLES"),
+            MirrorChange::SkipTo(lsn) => write!(f, "SKIP TO LSN {lsn}"),
+            MirrorChange::Set(options) => {
+                write!(f, "SET ({})", list(options.iter().map(|o| format!("{} = {}", Ident(&o.name), o.value))))
+            }
+            MirrorChange::Reset(names) => write!(f, "RESET ({})", idents(names)),
+            MirrorChange::RenameTo(name) => write!(f, "RENAME TO {}", Ident(name)),
         }
     }
 }

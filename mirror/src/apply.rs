@@ -5,11 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use pg::{Lsn, SqlState};
-use tokio::sync::{mpsc, watch};
+use catalog::mirror::MirrorOptions;
+use pg::{Lsn, SqlState, TableName};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::assemble::Assembler;
+use crate::assemble::{Assembler, Tables};
 use crate::batch::{Batch, Change, Step};
 use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
@@ -46,6 +47,18 @@ pub struct Limits {
     pub one_by_one_until: Lsn,
 }
 
+impl Limits {
+    /// Returns what a mirror's options say.
+    pub fn of(options: &MirrorOptions) -> Limits {
+        Limits {
+            rows: options.batch_rows_max,
+            bytes: options.batch_bytes_max,
+            sync_interval: options.sync_interval,
+            one_by_one_until: Lsn::ZERO,
+        }
+    }
+}
+
 /// What became of a batch.
 struct Done {
     durable: DurableLsn,
@@ -53,7 +66,7 @@ struct Done {
     rows: usize,
     bytes: usize,
     transactions: usize,
-    tables: Vec<(pg::TableName, [i64; 4])>,
+    tables: Vec<(TableName, [i64; 4])>,
 }
 
 /// Counts of the batches of one target transaction.
@@ -62,7 +75,7 @@ struct Counts {
     rows: usize,
     bytes: usize,
     transactions: usize,
-    tables: Vec<(pg::TableName, [i64; 4])>,
+    tables: Vec<(TableName, [i64; 4])>,
 }
 
 impl Counts {
@@ -96,6 +109,32 @@ impl Counts {
     }
 }
 
+/// What a running stream can be told.
+pub enum Order {
+    /// To leave the changes of these tables out from now on.
+    Ignore {
+        /// The tables.
+        tables: Vec<TableName>,
+        /// Is told when the target has all that was taken in before: from then on nothing is written to the tables.
+        settled: oneshot::Sender<()>,
+    },
+    /// To take nothing in from the next end of a transaction on, and to say where that is. It goes on when it is released, with the tables
+    /// that it gets then, if any. When nobody is left who could do so, its attempt ends with [`Error::Restart`].
+    Hold {
+        /// Is told the position: all that commits before it was taken in, and nothing after it.
+        at: oneshot::Sender<Lsn>,
+        /// Releases.
+        released: oneshot::Receiver<Option<Tables>>,
+    },
+}
+
+/// Where a hold is.
+enum Hold {
+    No,
+    Asked(oneshot::Sender<Lsn>, oneshot::Receiver<Option<Tables>>),
+    Held(oneshot::Receiver<Option<Tables>>),
+}
+
 /// A running stream: the loop's state.
 pub struct Apply {
     stream: ReplicationStream,
@@ -112,6 +151,16 @@ pub struct Apply {
     applied: Lsn,
     last_commit: Option<Instant>,
     wanted: watch::Receiver<Lsn>,
+    orders: mpsc::Receiver<Order>,
+    hold: Hold,
+    /// Batches that were handed over.
+    handed_over: u64,
+    /// Batches that were written, committed or not.
+    written: u64,
+    /// Who waits until a batch is committed.
+    settling: Vec<(u64, oneshot::Sender<()>)>,
+    idle_recorded: Instant,
+    was_full: bool,
 }
 
 impl Drop for Apply {
@@ -122,6 +171,7 @@ impl Drop for Apply {
 
 impl Apply {
     /// Sets the loop up; `applied` is where the target is. `wanted` is a position that a statement waits for.
+    #[allow(clippy::too_many_arguments, reason = "the loop's parts, each made elsewhere")]
     pub fn new(
         stream: ReplicationStream,
         assembler: Assembler,
@@ -130,6 +180,7 @@ impl Apply {
         applied: Lsn,
         tracker: Tracker,
         wanted: watch::Receiver<Lsn>,
+        orders: mpsc::Receiver<Order>,
     ) -> Apply {
         let (batches, incoming) = mpsc::channel(1);
         let (results, done) = mpsc::channel(1);
@@ -148,30 +199,40 @@ impl Apply {
             applied,
             last_commit: None,
             wanted,
+            orders,
+            hold: Hold::No,
+            handed_over: 0,
+            written: 0,
+            settling: Vec::new(),
+            idle_recorded: Instant::now(),
+            was_full: false,
         }
     }
 
-    /// Streams until told to stop, or until something fails. `caught_up` is called when the target first has everything up to `goal`.
+    /// Returns where the target is.
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Takes no transaction that commits at `until` or after it; returns where that leaves off, see [`Assembler::stop_at`].
+    pub fn stop_at(&mut self, until: Lsn) -> Lsn {
+        self.assembler.stop_at(until)
+    }
+
+    /// Streams until told to stop, until something fails, or until the target has everything up to `goal`. Can be called again.
     ///
     /// # Errors
     /// [`Error::Stopped`] when told so; else what failed.
-    pub async fn run<F>(&mut self, stop: &Stop, goal: Lsn, caught_up: impl FnOnce() -> F) -> Result<(), Error>
-    where
-        F: Future<Output = Result<(), Error>>,
-    {
-        let mut caught_up = Some(caught_up);
-        let mut idle_recorded = Instant::now();
-        let mut full = false;
+    pub async fn run_to(&mut self, stop: &Stop, goal: Option<Lsn>) -> Result<(), Error> {
         loop {
-            if self.applied >= goal
-                && let Some(call) = caught_up.take()
-            {
-                call().await?;
+            if goal.is_some_and(|goal| self.applied >= goal) {
+                return Ok(());
             }
-            self.hand_over(&mut idle_recorded, caught_up.is_some().then_some(goal)).await;
-            let was_full = full;
-            full = self.is_full();
-            if was_full && !full {
+            self.hand_over(goal).await;
+            self.assembler.take_left_out().into_iter().for_each(|left_out| self.tracker.note_left_out(left_out));
+            self.hold_if_asked();
+            let full = self.is_full() || matches!(self.hold, Hold::Held(_));
+            if std::mem::replace(&mut self.was_full, full) && !full {
                 self.stream.listen_anew();
             }
             let pause = self.until_next_commit().unwrap_or(IDLE_INTERVAL);
@@ -179,6 +240,8 @@ impl Apply {
                 biased;
                 () = stop.wait() => return self.finish().await,
                 result = self.done.recv() => self.note_done(result)?,
+                Some(order) = self.orders.recv() => self.obey(order),
+                tables = released(&mut self.hold) => self.go_on(tables?),
                 incoming = self.stream.next(), if !full => {
                     let incoming = incoming?;
                     if let Err(error) = self.take_in(incoming).and_then(|()| self.take_buffered()) {
@@ -188,6 +251,39 @@ impl Apply {
                 changed = self.wanted.changed() => if changed.is_err() { return Err(Error::Stopped) },
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Ignore { tables, settled } => {
+                self.assembler.ignore(&tables);
+                let open = !self.assembler.open().is_empty();
+                if open || self.applying || self.uncommitted > 0 {
+                    self.settling.push((self.handed_over + u64::from(open), settled));
+                } else {
+                    // If nobody waits for it any more, nothing depends on it.
+                    let _ = settled.send(());
+                }
+            }
+            Order::Hold { at, released } => self.hold = Hold::Asked(at, released),
+        }
+    }
+
+    /// Begins a hold that was asked for, when no transaction is under way.
+    fn hold_if_asked(&mut self) {
+        let (Some(boundary), Hold::Asked(..)) = (self.assembler.boundary(), &self.hold) else { return };
+        if let Hold::Asked(at, released) = std::mem::replace(&mut self.hold, Hold::No) {
+            // If nobody listens any more, the release fails too.
+            let _ = at.send(boundary);
+            self.hold = Hold::Held(released);
+        }
+    }
+
+    fn go_on(&mut self, tables: Option<Tables>) {
+        self.hold = Hold::No;
+        if let Some(tables) = tables {
+            self.assembler.take_over(tables);
         }
     }
 
@@ -243,6 +339,9 @@ impl Apply {
     fn take_buffered(&mut self) -> Result<(), Error> {
         let mut received = Lsn::ZERO;
         while !self.over_limits() && !self.holds_one() && (self.applying || !self.is_worthwhile()) {
+            if matches!(self.hold, Hold::Asked(..)) && self.assembler.boundary().is_some() {
+                break;
+            }
             match self.stream.next_buffered()? {
                 None => break,
                 Some(Incoming::Data(start, body)) => {
@@ -274,7 +373,7 @@ impl Apply {
     /// one.
     ///
     /// A position without changes goes when it is wanted, or now and then.
-    async fn hand_over(&mut self, idle_recorded: &mut Instant, goal: Option<Lsn>) {
+    async fn hand_over(&mut self, goal: Option<Lsn>) {
         let open = self.assembler.open();
         self.tracker.set_pending(self.in_flight.or(open.first_commit_time.filter(|_| !open.is_empty())));
         if self.applying {
@@ -290,17 +389,19 @@ impl Apply {
             self.assembler.take()
         } else if let Some(position) = self.assembler.idle_position().filter(|p| *p > self.applied) {
             let asked = |wanted: Lsn| wanted > self.applied && position >= wanted;
-            if !asked(*self.wanted.borrow()) && !goal.is_some_and(asked) && idle_recorded.elapsed() < IDLE_INTERVAL {
+            if !asked(*self.wanted.borrow()) && !goal.is_some_and(asked) && self.idle_recorded.elapsed() < IDLE_INTERVAL
+            {
                 return;
             }
             Batch::position(position)
         } else {
             return;
         };
-        *idle_recorded = Instant::now();
+        self.idle_recorded = Instant::now();
         self.in_flight = batch.first_commit_time;
         self.uncommitted = if batch.end.is_some() { 0 } else { self.uncommitted + batch.transactions };
         self.applying = true;
+        self.handed_over += 1;
         // The channel has room for the one batch; if its receiver is gone, the applier's error is on its way.
         let _ = self.batches.send(batch).await;
     }
@@ -312,7 +413,11 @@ impl Apply {
             let problem = Problem::new(SqlState::INTERNAL_ERROR, "the task that writes to the target failed");
             return Err(Error::Blocked(problem.hint("This is a bug in Peergate: report it with the log.")));
         };
+        self.written += 1;
         let Some(done) = result? else { return Ok(()) };
+        for (_, settled) in self.settling.extract_if(.., |(batch, _)| *batch <= self.written) {
+            let _ = settled.send(());
+        }
         self.applied = done.durable.lsn();
         self.stream.acknowledge(done.durable);
         if done.transactions > 0 {
@@ -349,6 +454,14 @@ impl Apply {
             }
         }
         Err(Error::Stopped)
+    }
+}
+
+/// Waits for the release of a hold; for ever when there is none.
+async fn released(hold: &mut Hold) -> Result<Option<Tables>, Error> {
+    match hold {
+        Hold::Held(released) => released.await.map_err(|_| Error::Restart),
+        Hold::No | Hold::Asked(..) => std::future::pending().await,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,17 +13,18 @@ use catalog::event::Event;
 use catalog::task::TaskKind;
 use futures_util::{SinkExt, StreamExt};
 use pg::name::{quote_ident, quote_literal};
-use pg::{SqlState, TableName};
+use pg::{Lsn, SqlState, TableName};
 use tokio::task::JoinSet;
 use tokio_postgres::CopyInSink;
 
 use crate::error::{Error, Problem};
+use crate::prepare::run_fenced;
 use crate::schema::{Leaf, RowIdentity, SourceIndex, TablePlan, TargetTable, Types, ddl, is_binary};
 use crate::session::PeerSession;
 use crate::sink::postgres::open_writer;
-use crate::sink::progress_row;
-use crate::start::run_fenced;
+use crate::sink::{marks, progress_row};
 use crate::status::Tracker;
+use crate::table_state::{Fill, TableState};
 use crate::worker::Context;
 
 /// Blocks of a range: 32 MiB of 8 KiB blocks.
@@ -58,6 +59,10 @@ pub struct Job {
     pub make_indexes: bool,
     select: String,
     insert: String,
+    /// What puts the staged rows in the place of those that are there.
+    replace: Option<String>,
+    /// What went wrong with this table alone.
+    failure: Mutex<Option<Error>>,
     ranges_left: AtomicUsize,
     blocks_done: AtomicI64,
     rows: AtomicI64,
@@ -69,7 +74,8 @@ impl Job {
     pub fn new(
         plan: TablePlan,
         leaves: Vec<Leaf>,
-        make_indexes: bool,
+        fill: Fill,
+        mirror: &str,
         types: &Types,
         target: Option<&TargetTable>,
     ) -> Job {
@@ -78,17 +84,30 @@ impl Job {
         let format = if is_binary(&plan, types, target) { "binary" } else { "text" };
         // A table may have no columns at all.
         let into = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
+        let table = plan.target_name.quoted();
+        let stage = (fill == Fill::Replace).then(|| progress_row::stage_table(mirror, plan.source.oid));
+        let alone = target.map_or_else(|| table.clone(), TargetTable::alone);
+        let replace = stage.as_ref().map(|stage| {
+            format!("delete from {alone}; insert into {table}{into} overriding system value select {columns} from {stage}; drop table {stage}")
+        });
         Job {
             select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
-            insert: format!("copy {}{into} from stdin (format {format})", plan.target_name.quoted()),
+            insert: format!("copy {}{into} from stdin (format {format})", stage.unwrap_or(table)),
+            replace,
+            failure: Mutex::new(None),
             plan,
             leaves,
-            make_indexes,
+            make_indexes: fill.creates(),
             ranges_left: AtomicUsize::new(0),
             blocks_done: AtomicI64::new(0),
             rows: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
         }
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        // Nothing panics while it holds the lock.
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn blocks(&self) -> i64 {
@@ -132,21 +151,44 @@ fn plan_ranges(jobs: &[Job], by_range: bool) -> VecDeque<Range> {
     ranges
 }
 
+/// The snapshot at which all is read.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its name on the source.
+    pub name: String,
+    /// The source's version.
+    pub source_version: u32,
+    /// Tables that are complete get a mark at this position; `None`: they are handed over later.
+    pub mark_at: Option<Lsn>,
+}
+
 /// What the workers share.
 struct Shared {
     jobs: Vec<Job>,
     ranges: Mutex<VecDeque<Range>>,
-    snapshot: String,
+    snapshot: Snapshot,
     context: Context,
     tracker: Tracker,
+    tasks: &'static [TaskKind],
+    /// What the target refuses ends the whole copy.
+    stops: bool,
 }
 
-/// Copies all tables as the snapshot shows them, makes their keys and indexes, and reports progress meanwhile.
+/// Copies all tables as the snapshot shows them, makes their keys and indexes, and reports progress meanwhile, in these kinds of tasks.
+///
+/// Returns the tables that failed by themselves, each with its error: [`Error::CopyAgain`] if it was rewritten since the snapshot, or the
+/// snapshot is gone; [`Error::Blocked`] if the target refuses its rows, which with `stops` ends the whole copy.
 ///
 /// # Errors
-/// [`Error::CopyAgain`] if a table was rewritten since the snapshot, or the snapshot is gone.
-pub async fn run(context: &Context, jobs: Vec<Job>, snapshot: String, source_version: u32) -> Result<(), Error> {
-    let ranges = plan_ranges(&jobs, source_version >= TID_RANGE_SCAN);
+/// [`Error`] if all of it failed.
+pub async fn run(
+    context: &Context,
+    jobs: Vec<Job>,
+    snapshot: Snapshot,
+    tasks: &'static [TaskKind],
+    stops: bool,
+) -> Result<Vec<(TableName, Error)>, Error> {
+    let ranges = plan_ranges(&jobs, snapshot.source_version >= TID_RANGE_SCAN);
     for range in &ranges {
         jobs[range.job].ranges_left.fetch_add(1, Ordering::Relaxed);
     }
@@ -157,6 +199,8 @@ pub async fn run(context: &Context, jobs: Vec<Job>, snapshot: String, source_ver
         snapshot,
         context: context.clone(),
         tracker: Tracker::default(),
+        tasks,
+        stops,
     });
     let mut running = JoinSet::new();
     for _ in 0..workers {
@@ -177,7 +221,9 @@ pub async fn run(context: &Context, jobs: Vec<Job>, snapshot: String, source_ver
         }
     };
     report(&shared).await?;
-    result
+    result?;
+    let failed = |job: &Job| Some((job.plan.source.name.clone(), job.failure().take()?));
+    Ok(shared.jobs.iter().filter_map(failed).collect())
 }
 
 async fn report(shared: &Shared) -> Result<(), Error> {
@@ -196,26 +242,60 @@ async fn report(shared: &Shared) -> Result<(), Error> {
     let Context { catalog, mirror, .. } = &shared.context;
     shared.tracker.report_tables(catalog, mirror.id).await?;
     // What follows the copy is the rest of the task.
-    catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95 * done / f64::max(all, 1.0)).await?;
+    for kind in shared.tasks {
+        catalog.advance_tasks(mirror.id, *kind, 0.95 * done / f64::max(all, 1.0)).await?;
+    }
     Ok(())
 }
 
 async fn work(shared: Arc<Shared>) -> Result<(), Error> {
-    let mirror = &shared.context.mirror;
-    let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
-    let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
+    let mut sessions = open_sessions(&shared).await?;
     loop {
         let range = shared.ranges.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(range) = range else { return Ok(()) };
         let job = &shared.jobs[range.job];
-        copy_range(&shared, job, &range, &source, &target).await?;
-        let leaf = &job.leaves[range.leaf];
-        let blocks = range.to.unwrap_or(leaf.blocks.max(range.from)) - range.from;
-        job.blocks_done.fetch_add(blocks, Ordering::Relaxed);
-        if job.ranges_left.fetch_sub(1, Ordering::Relaxed) == 1 {
-            finish_table(&shared, job, &target).await?;
+        if job.failure().is_some() {
+            continue;
+        }
+        match copy_part(&shared, job, &range, &sessions).await {
+            Ok(()) => {}
+            Err(error @ (Error::Blocked(_) | Error::CopyAgain(_)))
+                if !shared.stops || matches!(error, Error::CopyAgain(_)) =>
+            {
+                // The others go on, with sessions that are not amid something.
+                job.failure().get_or_insert(error);
+                sessions = open_sessions(&shared).await?;
+            }
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// The two ends of a worker.
+struct Sessions {
+    source: PeerSession,
+    target: PeerSession,
+    triggers_fire: bool,
+}
+
+async fn open_sessions(shared: &Shared) -> Result<Sessions, Error> {
+    let mirror = &shared.context.mirror;
+    let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+    let (target, triggers_fire) = open_writer(&mirror.target_name, &mirror.target).await?;
+    Ok(Sessions { source, target, triggers_fire })
+}
+
+/// Copies a range, and finishes the table when it was the last.
+async fn copy_part(shared: &Shared, job: &Job, range: &Range, sessions: &Sessions) -> Result<(), Error> {
+    let Sessions { source, target, triggers_fire } = sessions;
+    copy_range(shared, job, range, source, target).await?;
+    let leaf = &job.leaves[range.leaf];
+    let blocks = range.to.unwrap_or(leaf.blocks.max(range.from)) - range.from;
+    job.blocks_done.fetch_add(blocks, Ordering::Relaxed);
+    if job.ranges_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+        finish_table(shared, job, target, *triggers_fire).await?;
+    }
+    Ok(())
 }
 
 async fn copy_range(
@@ -228,7 +308,8 @@ async fn copy_range(
     let leaf = &job.leaves[range.leaf];
     let table = leaf.name.quoted();
     source.run("begin transaction isolation level repeatable read, read only").await?;
-    if let Err(error) = source.run(&format!("set transaction snapshot {}", quote_literal(&shared.snapshot))).await {
+    if let Err(error) = source.run(&format!("set transaction snapshot {}", quote_literal(&shared.snapshot.name))).await
+    {
         return Err(again("the snapshot of the copy is gone", &["22023", "42704"], error));
     }
     if let Err(error) = source.run(&format!("lock table {table} in access share mode")).await {
@@ -237,7 +318,7 @@ async fn copy_range(
     }
     check_not_rewritten(source, leaf).await?;
     target.run("begin").await?;
-    progress_row::hold(target, &shared.context.mirror.object_name, shared.context.epoch).await?;
+    progress_row::hold(target, &shared.context.mirror.object_name, shared.context.lane, shared.context.epoch).await?;
     let rows = source.client.copy_out(&job.select(range)).await.map_err(|e| source.error(&e))?;
     let sink: CopyInSink<Bytes> =
         target.client.copy_in(&job.insert).await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
@@ -302,10 +383,25 @@ fn in_table(table: &TableName, error: Error) -> Error {
     }
 }
 
-/// Makes keys and indexes of a table whose rows are all there, and lets the target look at them.
-async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Result<(), Error> {
+/// Makes keys and indexes of a table whose rows are all there, or puts them in the place of the old ones; lets the target look at them,
+/// and marks the table as complete.
+async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession, triggers_fire: bool) -> Result<(), Error> {
     let name = &job.plan.source.name;
-    shared.tracker.update_table(name, |s| s.state = Some("indexing"));
+    let Context { catalog, mirror, .. } = &shared.context;
+    catalog.set_table_states(mirror.id, std::slice::from_ref(name), TableState::Indexing.as_str()).await?;
+    if let Some(replace) = &job.replace {
+        if triggers_fire {
+            let message = format!("the rows of target table \"{}\" cannot be replaced", job.plan.target_name);
+            return Err(Error::Blocked(
+                Problem::new(SqlState::INSUFFICIENT_PRIVILEGE, message)
+                    .detail("The target's role may not set session_replication_role, so triggers and foreign keys would take more rows with them.")
+                    .hint("GRANT SET ON PARAMETER session_replication_role (PostgreSQL 15 and later), or use a superuser; or empty the table yourself."),
+            ));
+        }
+        fail_point!("stage filled");
+        run_fenced(&shared.context, target, replace).await.map_err(|e| in_table(&job.plan.target_name, e))?;
+        fail_point!("rows replaced");
+    }
     if job.make_indexes {
         let indexes_too = shared.context.mirror.options.copy_indexes;
         // Without a key deletes are not replicated, and a value that was deleted may come again.
@@ -329,7 +425,15 @@ async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Resul
     }
     fail_point!("indexes made");
     target.run(&format!("analyze {}", job.plan.target_name.quoted())).await?;
-    shared.tracker.update_table(name, |s| s.state = Some("copied"));
+    if let Some(at) = shared.snapshot.mark_at {
+        let mirror = &mirror.object_name;
+        target.run("begin").await?;
+        progress_row::hold(target, mirror, shared.context.lane, shared.context.epoch).await?;
+        marks::set(target, mirror, std::slice::from_ref(name), at).await?;
+        target.run("commit").await?;
+        fail_point!("table marked");
+    }
+    catalog.set_table_states(mirror.id, std::slice::from_ref(name), TableState::Copied.as_str()).await?;
     Ok(())
 }
 
@@ -337,7 +441,6 @@ async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession) -> Resul
 async fn make_index(context: &Context, target: &PeerSession, statement: &str, name: &str) -> Result<(), Error> {
     match run_fenced(context, target, statement).await {
         Err(Error::Blocked(problem)) if problem.sqlstate.as_str() == "42P07" => {
-            target.run("rollback").await?;
             let quoted = quote_ident(name);
             let unnamed = statement.replacen(&format!("add constraint {quoted} "), "add ", 1).replacen(
                 &format!("index {quoted} on"),
@@ -345,10 +448,6 @@ async fn make_index(context: &Context, target: &PeerSession, statement: &str, na
                 1,
             );
             run_fenced(context, target, &unnamed).await
-        }
-        Err(Error::Blocked(problem)) => {
-            target.run("rollback").await?;
-            Err(Error::Blocked(problem))
         }
         other => other,
     }
@@ -382,7 +481,7 @@ mod tests {
             root: None,
         };
         let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default() };
-        Job::new(plan, blocks.iter().enumerate().map(leaf).collect(), false, &Types::new(), None)
+        Job::new(plan, blocks.iter().enumerate().map(leaf).collect(), Fill::Append, "m", &Types::new(), None)
     }
 
     #[test]

@@ -79,7 +79,8 @@ pub enum Error {
     /// The source no longer has what the target lacks: only a new copy helps.
     #[error("{}", .0.message)]
     ResyncRequired(Problem),
-    /// What the copy began with is no longer so; it starts anew, with a new snapshot.
+    /// What the copy began with is no longer so; it starts anew, with a new snapshot. With [`Problem::table`], that table alone: the stream
+    /// can do no more for it.
     #[error("{}", .0.message)]
     CopyAgain(Problem),
     /// A column's type is another than when it was decided that values come in binary: they must come as text.
@@ -94,6 +95,9 @@ pub enum Error {
         /// What went wrong.
         problem: Problem,
     },
+    /// What the attempt was made with has changed: the next one begins at once.
+    #[error("the attempt begins anew")]
+    Restart,
     /// Another process has taken the mirror over; nothing more may be written.
     #[error("another process has taken the mirror over")]
     Fenced,
@@ -159,7 +163,7 @@ impl Error {
         match self {
             Error::Transient(p) | Error::Blocked(p) | Error::ResyncRequired(p) | Error::CopyAgain(p) => Some(p),
             Error::OneByOne { problem, .. } => Some(problem),
-            Error::TextNeeded | Error::Fenced | Error::Stopped => None,
+            Error::TextNeeded | Error::Restart | Error::Fenced | Error::Stopped => None,
         }
     }
 

@@ -109,7 +109,7 @@ impl Gap {
         }
         Problem { lsn: self.applied(), ..Problem::new(SqlState::WRONG_STATE, message) }
             .detail(detail)
-            .hint("Drop the mirror and create it anew: only a new copy helps.")
+            .hint("RESYNC MIRROR copies everything anew; nothing less helps.")
     }
 
     fn applied(&self) -> Option<Lsn> {

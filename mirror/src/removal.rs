@@ -8,6 +8,7 @@ use catalog::task::TaskKind;
 use serde_json::Value;
 
 use crate::error::{Error, retry_delay};
+use crate::late;
 use crate::session::PeerSession;
 use crate::sink::{origin, progress_row};
 use crate::source::{publication, slot};
@@ -42,9 +43,14 @@ pub async fn run(catalog: &Catalog, node_id: &str, removal: &Removal) {
 async fn clean(catalog: &Catalog, removal: &Removal) -> Result<(), Error> {
     let source = open(catalog, &removal.source).await?;
     fail_point!("removal begun");
-    slot::drop(&source, &removal.object_name).await?;
+    let late = late::object_name(&removal.object_name);
+    for name in [&removal.object_name, &late] {
+        slot::drop(&source, name).await?;
+    }
     fail_point!("slot dropped");
-    publication::drop(&source, &removal.object_name).await?;
+    for name in [&removal.object_name, &late] {
+        publication::drop(&source, name).await?;
+    }
     if !removal.keep_target_metadata {
         let target = open(catalog, &removal.target).await?;
         fail_point!("publications dropped");

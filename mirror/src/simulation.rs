@@ -21,7 +21,7 @@ use crate::progress::{Gap, SlotFacts, SourceFacts, check_continuity};
 use crate::schema::{RowIdentity, SourceColumn, SourceTable, TablePlan, TargetColumn, TargetTable};
 use crate::sink::Sink;
 use crate::sink::memory::{MemorySink, SharedTarget, State, Target, look};
-use crate::state::{Begin, begin};
+use crate::state::{Begin, Durable, begin};
 
 /// What the catalog knows of the mirror.
 #[derive(Default)]
@@ -166,7 +166,10 @@ impl World {
         self.known.epoch += 1;
         let Ok(mut sink) = MemorySink::claim(&self.target, self.known.epoch) else { unreachable!("the newest owner") };
         let fails = |random: &mut StdRng| random.random_bool(failure);
-        if begin(Mode::CopyAndStream, self.known.copied, self.known.snapshot, sink.applied()) == Begin::Anew {
+        // Here all tables are marked at once, together with the position.
+        let (copied, snapshot, applied) = (self.known.copied, self.known.snapshot, sink.applied());
+        let durable = Durable { copied, snapshot, applied, marks: applied > Lsn::ZERO };
+        if begin(Mode::CopyAndStream, &durable) == Begin::Anew {
             assert_eq!(sink.applied(), Lsn::ZERO, "a target with progress is never copied to again");
             let snapshot = self.source.make_slot();
             if fails(&mut self.random) {
@@ -297,7 +300,8 @@ fn tables(source: &Source) -> Tables {
         plans.insert(name.clone(), plan(table.oid, &name, identity));
         targets.insert(name.clone(), target(table.oid, &name, key));
     }
-    Tables { plans, targets, types: HashMap::new(), binary: false, in_order: false }
+    let (types, routes) = (HashMap::new(), HashMap::new());
+    Tables { plans, targets, types, binary: false, in_order: false, routes, others_come: false }
 }
 
 fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {

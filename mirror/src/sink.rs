@@ -1,6 +1,7 @@
 //! Where a mirror's changes go.
 
 pub mod encode;
+pub mod marks;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod origin;

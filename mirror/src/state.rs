@@ -113,7 +113,7 @@ impl MirrorState {
             Error::ResyncRequired(_) => Some((MirrorState::ResyncRequired, None)),
             // Written one by one already, and still no transaction could be blamed.
             Error::Blocked(_) | Error::OneByOne { .. } => Some((MirrorState::Blocked, None)),
-            Error::TextNeeded | Error::Fenced | Error::Stopped => None,
+            Error::TextNeeded | Error::Restart | Error::Fenced | Error::Stopped => None,
         }
     }
 }
@@ -129,14 +129,33 @@ pub enum Begin {
     Nothing,
 }
 
-/// Decides where an attempt begins, from what is durable: the catalog says that the copy is complete, or the target does, whose
-/// progress row is at the copy's snapshot before the catalog knows.
-pub fn begin(mode: Mode, copied: bool, snapshot: Option<Lsn>, applied: Lsn) -> Begin {
-    let copied_on_target = applied > Lsn::ZERO && snapshot == Some(applied);
-    match (copied || copied_on_target, mode) {
-        (true, Mode::CopyOnly) => Begin::Nothing,
-        (true, _) => Begin::Stream,
-        (false, _) => Begin::Anew,
+/// What is durable when an attempt begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Durable {
+    /// The catalog says that the first copy is over.
+    pub copied: bool,
+    /// Where the slot was made, as the catalog knows.
+    pub snapshot: Option<Lsn>,
+    /// The target's progress row.
+    pub applied: Lsn,
+    /// The target has marks of complete tables.
+    pub marks: bool,
+}
+
+impl Durable {
+    /// Returns whether the target's progress is that of a copy that the catalog knows to be under way.
+    pub fn is_in_copy(&self) -> bool {
+        !self.copied && self.applied > Lsn::ZERO && self.snapshot == Some(self.applied)
+    }
+}
+
+/// Decides where an attempt begins. A copy that was interrupted is not begun anew when tables of it are complete: the slot is still where
+/// they are, and the others get copies of their own. Unless it is all that is wanted: then its tables are to be of one moment.
+pub fn begin(mode: Mode, durable: &Durable) -> Begin {
+    match (durable.copied || (durable.is_in_copy() && durable.marks), mode) {
+        (true, Mode::CopyOnly) if durable.copied => Begin::Nothing,
+        (true, Mode::CopyAndStream | Mode::StreamOnly) => Begin::Stream,
+        _ => Begin::Anew,
     }
 }
 
@@ -278,14 +297,20 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_repeated_unless_it_is_known_to_be_complete() {
+    fn a_copy_is_repeated_unless_something_of_it_is_complete() {
         let (mode, c) = (Mode::CopyAndStream, Some(Lsn(5)));
-        assert_eq!(begin(mode, false, None, Lsn::ZERO), Begin::Anew);
-        assert_eq!(begin(mode, false, c, Lsn::ZERO), Begin::Anew);
-        assert_eq!(begin(mode, false, c, Lsn(5)), Begin::Stream);
-        assert_eq!(begin(mode, true, c, Lsn(9)), Begin::Stream);
-        assert_eq!(begin(Mode::CopyOnly, true, c, Lsn(5)), Begin::Nothing);
+        let durable = |copied, snapshot, applied, marks| Durable { copied, snapshot, applied: Lsn(applied), marks };
+        assert_eq!(begin(mode, &durable(false, None, 0, false)), Begin::Anew);
+        assert_eq!(begin(mode, &durable(false, c, 0, false)), Begin::Anew);
+        assert_eq!(begin(mode, &durable(false, c, 5, false)), Begin::Anew);
+        assert_eq!(begin(mode, &durable(false, c, 5, true)), Begin::Stream);
+        assert_eq!(begin(mode, &durable(true, c, 9, true)), Begin::Stream);
+        // Its tables may all be under way again.
+        assert_eq!(begin(mode, &durable(true, c, 9, false)), Begin::Stream);
+        assert_eq!(begin(Mode::CopyOnly, &durable(true, c, 5, true)), Begin::Nothing);
+        assert_eq!(begin(Mode::CopyOnly, &durable(false, c, 5, true)), Begin::Anew);
         // A progress row that is not of this snapshot belongs to an earlier life of the target.
-        assert_eq!(begin(mode, false, c, Lsn(4)), Begin::Anew);
+        assert_eq!(begin(mode, &durable(false, c, 4, true)), Begin::Anew);
+        assert!(durable(false, c, 5, true).is_in_copy() && !durable(false, c, 4, true).is_in_copy());
     }
 }

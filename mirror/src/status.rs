@@ -1,14 +1,16 @@
 //! What a running mirror tells the catalog about itself, at least each second while it is busy.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use catalog::Catalog;
+use catalog::event::Event;
 use catalog::mirror::{Applied, Status, TableStatus};
 use pg::{Lsn, TableName};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
+use crate::assemble::LeftOut;
 use crate::error::Error;
 use crate::session::PeerSession;
 use crate::source::publication::Expected;
@@ -34,7 +36,7 @@ const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(10);
 /// What is told. Shared by the tasks of one mirror; each change marks it.
 #[derive(Clone, Default)]
 pub struct Tracker {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<std::sync::Mutex<Inner>>,
 }
 
 #[derive(Default)]
@@ -43,6 +45,7 @@ struct Inner {
     /// Commit time of the oldest transaction that was received and is not applied.
     oldest_pending: Option<i64>,
     tables: BTreeMap<TableName, TableStatus>,
+    left_out: Vec<LeftOut>,
     changed: bool,
 }
 
@@ -85,6 +88,13 @@ impl Tracker {
         self.lock().oldest_pending = oldest_commit_time;
     }
 
+    /// Notes that a transaction was left out.
+    pub fn note_left_out(&self, left_out: LeftOut) {
+        let mut inner = self.lock();
+        inner.left_out.push(left_out);
+        inner.changed = true;
+    }
+
     /// Changes what is told of a table.
     pub fn update_table(&self, table: &TableName, change: impl FnOnce(&mut TableStatus)) {
         let mut inner = self.lock();
@@ -108,7 +118,8 @@ impl Tracker {
         Some((inner.status.clone(), tables))
     }
 
-    fn applied(&self) -> Lsn {
+    /// Returns the position up to which everything is applied.
+    pub fn applied(&self) -> Lsn {
         self.lock().status.applied
     }
 
@@ -118,6 +129,11 @@ impl Tracker {
     /// [`Error::Fenced`] if another process has the mirror, [`Error::Stopped`] if it was dropped, [`Error::Transient`] if the catalog
     /// cannot be reached.
     pub async fn report(&self, context: &Context) -> Result<(), Error> {
+        let left_out = std::mem::take(&mut self.lock().left_out);
+        for left_out in left_out {
+            let event = Event::warning("skip", left_out.to_string()).at(left_out.commit_lsn);
+            context.event(&event.hint("RESYNC MIRROR … TABLE brings the tables back to what the source has.")).await?;
+        }
         let Some((status, tables)) = self.take() else { return Ok(()) };
         let (catalog, mirror_id) = (&context.catalog, context.mirror.id);
         if !catalog.set_mirror_status(mirror_id, context.epoch, &status).await? {
@@ -150,7 +166,7 @@ pub async fn report_forever(
     context: &Context,
     tracker: Tracker,
     source: PeerSession,
-    expected: &Expected,
+    expected: &Mutex<Expected>,
     wanted: watch::Sender<Lsn>,
 ) -> Result<std::convert::Infallible, Error> {
     let catalog = &context.catalog;
@@ -169,7 +185,8 @@ pub async fn report_forever(
         announced -= u32::from(asked);
         let due = since >= SOURCE_INTERVAL;
         if due {
-            expected.check(&source).await?;
+            // Whoever changes the publications holds this meanwhile.
+            expected.lock().await.check(&source).await?;
         }
         if asked || due {
             // The clock is read before the position: whoever began to wait before it is served by the position.

@@ -1,15 +1,18 @@
 //! One mirror's life in this process: attempts, and what is done when one fails.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use catalog::Catalog;
 use catalog::event::Event;
-use catalog::mirror::Mirror;
+use catalog::mirror::{Mirror, OnError};
 use catalog::task::TaskKind;
-use pg::{Lsn, SqlState};
-use tokio::sync::{Notify, watch};
+use pg::{Lsn, SqlState, TableName};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::apply::{Apply, Limits};
 use crate::assemble::{Assembler, Tables};
@@ -17,14 +20,16 @@ use crate::error::{Error, Problem};
 use crate::progress::{SourceFacts, Subject, check_continuity, switch_point};
 use crate::schema::{TablePlan, all_binary};
 use crate::session::PeerSession;
-use crate::sink::origin;
 use crate::sink::postgres::PostgresSink;
+use crate::sink::progress_row::MAIN_LANE;
+use crate::sink::{marks, origin};
 use crate::source::preflight::{Findings, plan_known_tables};
 use crate::source::replication::ReplicationConnection;
 use crate::source::{publication, slot};
-use crate::start;
-use crate::state::{Begin, MirrorState, begin};
+use crate::state::{Begin, Durable, MirrorState, begin};
 use crate::status::{Tracker, report_forever};
+use crate::table_state::TableState;
+use crate::{late, prepare, standing, start, wishes};
 
 /// Tells a worker to stop. Clones see the same wish.
 #[derive(Clone)]
@@ -54,6 +59,8 @@ pub struct Context {
     pub mirror: Arc<Mirror>,
     /// The lease's epoch.
     pub epoch: i64,
+    /// The lane whose progress row fences what is written.
+    pub lane: i32,
     /// The wish to stop.
     pub stop: Stop,
     /// Woken when a statement begins to wait for the mirror.
@@ -83,6 +90,7 @@ impl Context {
             node_id,
             mirror: Arc::new(mirror),
             epoch,
+            lane: MAIN_LANE,
             stop,
             waited_for,
             ran_well,
@@ -124,6 +132,21 @@ impl Context {
         }
     }
 
+    /// Returns the same with the mirror as it is now.
+    pub fn with_mirror(self, mirror: Mirror) -> Context {
+        Context { mirror: Arc::new(mirror), ..self }
+    }
+
+    /// Returns the same for what is fenced by another lane.
+    pub fn for_lane(self, lane: i32) -> Context {
+        Context { lane, ..self }
+    }
+
+    /// Returns whether values are asked for as text although all types would travel in binary.
+    pub fn values_come_as_text(&self) -> bool {
+        self.as_text.load(Ordering::Relaxed)
+    }
+
     /// Records an event.
     ///
     /// # Errors
@@ -149,7 +172,7 @@ pub enum Outcome {
 
 /// Runs a mirror until it is told to stop, it is done, or only a person can help.
 pub async fn run(context: Context) -> Outcome {
-    let mut attempt = 0;
+    let (mut attempt, mut seen) = (0, BTreeSet::new());
     loop {
         let error = match attempt_once(&context).await {
             Ok(()) => return Outcome::Completed,
@@ -159,9 +182,26 @@ pub async fn run(context: Context) -> Outcome {
                 continue;
             }
             Err(Error::TextNeeded) if !context.as_text.swap(true, Ordering::Relaxed) => continue,
+            Err(Error::Restart) => continue,
             Err(Error::Fenced) => {
                 tracing::warn!("another process has taken the mirror over");
                 return Outcome::Fenced;
+            }
+            Err(Error::CopyAgain(problem)) if problem.table.is_some() => {
+                // The others go on; the next attempt begins at once.
+                match copy_table_again(&context, &problem).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
+            }
+            // A person has asked for a new copy already, which may be what mends it.
+            Err(Error::Blocked(_)) if wishes::are_new(&context, &mut seen).await => continue,
+            Err(Error::Blocked(problem)) if quarantined(&context, &problem).is_some() => {
+                // Its changes are left out from the next attempt on, which begins at once.
+                match quarantine(&context, problem).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                }
             }
             Err(error) => error,
         };
@@ -184,6 +224,28 @@ pub async fn run(context: Context) -> Outcome {
             () = tokio::time::sleep(delay) => {}
             () = context.stop.wait() => return Outcome::Stopped,
         }
+    }
+}
+
+/// Returns the table that a problem stops alone, if the mirror is to go on without it.
+fn quarantined<'a>(context: &Context, problem: &'a Problem) -> Option<&'a TableName> {
+    problem.table.as_deref().filter(|_| context.mirror.options.on_error == OnError::QuarantineTable)
+}
+
+/// Wants a table anew that the stream can do no more for; its changes are left out from the next attempt on.
+async fn copy_table_again(context: &Context, problem: &Problem) -> Result<(), Error> {
+    let Some(table) = problem.table.as_deref() else { return Err(Error::CopyAgain(problem.clone())) };
+    let event = Event::warning("copy", format!("table \"{table}\" is copied once more: {}", problem.message));
+    let event = Event { lsn: problem.lsn, detail: problem.detail.clone(), ..event };
+    context.event(&event).await?;
+    context.catalog.take_resync_of_tables(context.mirror.id, std::slice::from_ref(table), &[]).await?;
+    Ok(())
+}
+
+async fn quarantine(context: &Context, problem: Problem) -> Result<(), Error> {
+    match quarantined(context, &problem).cloned() {
+        Some(table) => late::block(context, &table, problem).await,
+        None => Err(Error::Blocked(problem)),
     }
 }
 
@@ -214,10 +276,11 @@ async fn tell_failure(
 /// One attempt, from connecting to whatever ends it. `Ok` means that there is nothing more to do.
 async fn attempt_once(context: &Context) -> Result<(), Error> {
     // What is durable may have changed since the last attempt.
+    let resyncs = wishes::take_resync(context).await?;
     let fresh = context.catalog.mirror(context.mirror.id).await?.ok_or(Error::Stopped)?;
-    let context = Context { mirror: Arc::new(fresh), ..context.clone() };
+    let context = context.clone().with_mirror(fresh);
     tokio::select! {
-        result = work(&context) => result,
+        result = work(&context, resyncs) => result,
         // Streaming sees the wish itself and finishes its batch; everything before that is simply left.
         () = async { context.stop.wait().await; tokio::time::sleep(STOP_PATIENCE).await } => Err(Error::Stopped),
     }
@@ -226,14 +289,24 @@ async fn attempt_once(context: &Context) -> Result<(), Error> {
 /// How long a worker may take to stop by itself.
 const STOP_PATIENCE: Duration = Duration::from_secs(12);
 
-async fn work(context: &Context) -> Result<(), Error> {
+async fn work(context: &Context, resyncs: bool) -> Result<(), Error> {
     let mirror = &context.mirror;
     let (source, mut sink) = tokio::select! {
         opened = open_both(context) => opened?,
         () = context.stop.wait() => return Err(Error::Stopped),
     };
     fail_point!("both sides connected");
-    match begin(mirror.options.mode, mirror.copied, mirror.snapshot_lsn, sink.applied()) {
+    let marks = marks::read(sink.session(), &mirror.object_name).await?;
+    // An interrupted copy whose slot is gone has lost what came after its snapshot.
+    let slot_is_there =
+        mirror.copied || slot::facts(&source, &mirror.object_name).await?.is_some_and(|slot| slot.lost.is_none());
+    let durable = Durable {
+        copied: mirror.copied,
+        snapshot: mirror.snapshot_lsn,
+        applied: sink.applied(),
+        marks: !marks.is_empty() && slot_is_there,
+    };
+    match begin(mirror.options.mode, &durable) {
         Begin::Nothing => {
             // An attempt that died right after the copy may have left them.
             slot::drop(&source, &mirror.object_name).await?;
@@ -244,7 +317,9 @@ async fn work(context: &Context) -> Result<(), Error> {
             context.set_state(MirrorState::Completed).await
         }
         Begin::Stream => stream(context, source, sink).await,
-        Begin::Anew if sink.applied() > Lsn::ZERO => Err(unknown_progress(sink.applied())),
+        Begin::Anew if sink.applied() > Lsn::ZERO && !durable.is_in_copy() && !resyncs => {
+            Err(unknown_progress(sink.applied()))
+        }
         Begin::Anew => {
             start::run(context, &source, &mut sink).await?;
             // Begin again with what is durable now.
@@ -260,7 +335,7 @@ fn unknown_progress(applied: Lsn) -> Error {
             .detail(format!(
                 "Its progress row is at {applied}. The catalog was set back, or restored from an older backup."
             ))
-            .hint("Drop the mirror and create it anew."),
+            .hint("RESYNC MIRROR copies everything anew."),
     )
 }
 
@@ -280,10 +355,12 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
     // Not before that check: a mirror that lacks something does not look as if it went on.
     context.set_state(MirrorState::Catchup).await?;
     if !mirror.copied {
-        // The copy was complete, and whoever made it died before the catalog knew.
-        start::record_copied(context).await?;
+        // The copy was complete, or as far as it got; whoever made it died before the catalog knew.
+        start::record_copied(context, sink.session()).await?;
     }
-    let (plans, tables) = look_up_tables(context, &source, &sink).await?;
+    wishes::obey(context, None).await?;
+    let sorted = standing::sort(context, &sink).await?;
+    let (plans, tables) = look_up_tables(context, &source, &sink, &sorted).await?;
     let (object_name, made) = (mirror.object_name.clone(), mirror.publications.clone());
     let expected = publication::Expected { object_name, made, plans };
     let publications = expected.check(&source).await?;
@@ -296,30 +373,59 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
     let goal = slot::push_wal(&source).await?;
     let tracker = Tracker::new(mirror.applied, applied);
     let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
-    let limits = Limits {
-        rows: mirror.options.batch_rows_max,
-        bytes: mirror.options.batch_bytes_max,
-        sync_interval: mirror.options.sync_interval,
-        one_by_one_until: Lsn(context.one_by_one_until.load(Ordering::Relaxed)),
+    let (orders, incoming_orders) = mpsc::channel(1);
+    let expected = Arc::new(Mutex::new(expected));
+    let left_behind = Arc::new(AtomicBool::new(false));
+    let late = late::Main {
+        orders,
+        expected: expected.clone(),
+        binary: tables.binary,
+        type_schemas: tables.targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect(),
+        tracker: tracker.clone(),
+        left_behind: left_behind.clone(),
     };
+    let (assembler, limits) = (Assembler::new(tables, applied).leaving_out(&mirror.skips), Limits::of(&mirror.options));
+    let one_by_one_until = Lsn(context.one_by_one_until.load(Ordering::Relaxed));
+    let limits = Limits { one_by_one_until, ..limits };
     let mut apply =
-        Apply::new(stream, Assembler::new(tables, applied), sink, limits, applied, tracker.clone(), wanted_changes);
-    let caught_up = || async {
+        Apply::new(stream, assembler, sink, limits, applied, tracker.clone(), wanted_changes, incoming_orders);
+    let names: Vec<TableName> = sorted.streams.keys().cloned().collect();
+    let caught_up = async || {
         tracker.report(context).await?;
         fail_point!("caught up");
-        context.catalog.set_all_tables_state(mirror.id, "live").await?;
-        context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
+        context.catalog.set_table_states(mirror.id, &names, TableState::Live.as_str()).await?;
+        if sorted.late.is_empty() {
+            context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 1.0).await?;
+        }
         context.catalog.advance_tasks(mirror.id, TaskKind::ResumeMirror, 1.0).await?;
         fail_point!("tasks completed");
         context.set_state(MirrorState::Running).await?;
         context.ran_well.store(true, Ordering::Relaxed);
-        Ok(())
+        Ok::<(), Error>(())
+    };
+    let streaming = async {
+        apply.run_to(&context.stop, Some(goal)).await?;
+        caught_up().await?;
+        apply.run_to(&context.stop, None).await
     };
     let reporter = report_forever(context, tracker.clone(), source, &expected, wanted);
+    // In a task of its own, which ends with the set.
+    let mut late_tables = JoinSet::new();
+    late_tables.spawn(late::run(context.clone(), late).in_current_span());
     let result = tokio::select! {
-        result = apply.run(&context.stop, goal, caught_up) => result,
+        result = streaming => result,
         result = reporter => result.map(|never| match never {}),
+        Some(result) = late_tables.join_next() => match result {
+            Ok(result) => result.map(|never| match never {}),
+            Err(panic) => Err(Error::Blocked(Problem::new(SqlState::INTERNAL_ERROR, format!("the copy of late tables failed: {panic}")))),
+        },
     };
+    drop(apply);
+    late_tables.shutdown().await;
+    if left_behind.load(Ordering::Relaxed) {
+        // The next attempt may be long in coming.
+        late::clean(context).await;
+    }
     // What was applied last is told, whatever ended the stream; it is not what decides about the stream's end.
     let _ = tracker.report(context).await;
     result
@@ -374,11 +480,11 @@ async fn look_up_tables(
     context: &Context,
     source: &PeerSession,
     sink: &PostgresSink,
+    sorted: &standing::Tables,
 ) -> Result<(Vec<TablePlan>, Tables), Error> {
     let mut findings = Findings::default();
-    let known = context.catalog.table_names(context.mirror.id).await?;
-    let plans = plan_known_tables(&context.mirror, source, &known, &mut findings).await?;
-    let targets = start::describe_targets(sink.session(), &plans).await?;
+    let plans = plan_known_tables(&context.mirror, source, &sorted.names(), &mut findings).await?;
+    let targets = prepare::describe_targets(sink.session(), &plans).await?;
     for plan in &plans {
         match targets.get(&plan.target_name) {
             Some(target) => findings.check(plan.check_target(target)),
@@ -390,9 +496,10 @@ async fn look_up_tables(
     }
     findings.into_result()?;
     sink.use_operators_of(&targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()).await?;
-    let types = start::column_types(source, &plans).await?;
-    let binary =
-        source.version >= 140_000 && !context.as_text.load(Ordering::Relaxed) && all_binary(&plans, &types, &targets);
+    let types = prepare::column_types(source, &plans).await?;
+    let binary = source.version >= 140_000 && !context.values_come_as_text() && all_binary(&plans, &types, &targets);
     let by_name = plans.iter().map(|plan| (plan.source.name.clone(), plan.clone())).collect();
-    Ok((plans, Tables { plans: by_name, targets, types, binary, in_order: sink.triggers_fire() }))
+    let routes = sorted.routes().collect();
+    let in_order = sink.triggers_fire();
+    Ok((plans, Tables { plans: by_name, targets, types, binary, in_order, routes, others_come: false }))
 }

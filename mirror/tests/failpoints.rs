@@ -18,7 +18,7 @@ mod support;
 use support::{Fixture, ask, spawn_engine, start_servers};
 
 /// Points that fail in the same life, one after the other: more would say less of each, fewer take longer.
-const POINTS_PER_LIFE: usize = 4;
+const POINTS_PER_LIFE: usize = 7;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_every_point_all_goes_on_from_where_it_failed() {
@@ -122,6 +122,18 @@ async fn copy_and_stream(fixture: &Fixture) {
     }
     fixture.source.batch_execute("begin; truncate log; insert into log values (1, 1); commit").await.unwrap();
     fixture.caught_up().await;
+    fixture.assert_equal().await;
+    let name = |table: &str| format!(r#"{{"schema": "public", "name": "{table}"}}"#);
+    for call in [
+        format!("drop_mirror_tables('m', '[{}]')", name("log")),
+        format!(r#"add_mirror_tables('m', '[{{"from": {0}, "to": {0}}}]')"#, name("log")),
+        format!("resync_mirror('m', '[{}]')", name("t")),
+        "resync_mirror('m')".to_owned(),
+    ] {
+        fixture.control.batch_execute(&format!("call peergate.{call}")).await.unwrap();
+        fixture.source.batch_execute("update t set n = n + 1; insert into log values (7, 7)").await.unwrap();
+        fixture.caught_up().await;
+    }
     fixture.assert_equal().await;
     drop_mirror(fixture).await;
 }

@@ -8,6 +8,7 @@ mod copying;
 mod events;
 mod exactly_once;
 mod keyless;
+mod late;
 mod lifecycle;
 mod ownership;
 mod poison;

@@ -21,6 +21,15 @@ pub enum Mode {
     StreamOnly,
 }
 
+/// What a row that cannot be written does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// It stops the mirror.
+    Stop,
+    /// It stops its table; the others go on.
+    QuarantineTable,
+}
+
 /// A mirror's options, with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct MirrorOptions {
@@ -38,6 +47,8 @@ pub struct MirrorOptions {
     pub batch_rows_max: usize,
     /// Bytes of row changes after which a batch is written.
     pub batch_bytes_max: usize,
+    /// What a row that cannot be written does.
+    pub on_error: OnError,
     /// Shortest time between two commits on the target; zero: none.
     pub sync_interval: Duration,
     /// Silence after which a connection to a peer is taken for dead.
@@ -80,6 +91,7 @@ impl MirrorOptions {
             copy_parallel_workers: number("copy_parallel_workers")?.max(1),
             batch_rows_max: number("batch_rows_max")?.max(1),
             batch_bytes_max: number("batch_bytes_max")?,
+            on_error: if text("on_error")? == "quarantine_table" { OnError::QuarantineTable } else { OnError::Stop },
             sync_interval: seconds("sync_interval")?,
             silence_max: seconds("wal_receiver_timeout")?.clamp(SILENCE_MIN, SILENCE_LIMIT),
             replication_origin: text("replication_origin")? == "true",
@@ -197,6 +209,8 @@ pub struct Mirror {
     pub selection: Selection,
     /// How.
     pub options: MirrorOptions,
+    /// Source transactions that commit exactly here are left out.
+    pub skips: Vec<Lsn>,
     /// What the state was when it was read.
     pub state: String,
     /// The source's system identifier when the slot was made.
@@ -226,7 +240,7 @@ impl Catalog {
                     from peergate.settings o, lateral (select coalesce(d.options ->> o.name, o.default_value) as value) v
                     where o.scope = 'mirror' and o.alias_of is null),
                    r.state, r.system_id, r.snapshot_lsn::text, r.copied_at is not null,
-                   r.rows_applied, r.bytes_applied, r.transactions_applied, r.timeline, r.publications
+                   r.rows_applied, r.bytes_applied, r.transactions_applied, r.timeline, r.publications, d.skip_lsns::text[]
             from peergate.mirror_definitions d
             join peergate.peers s on s.id = d.source_id
             join peergate.peers t on t.id = d.target_id
@@ -243,6 +257,7 @@ impl Catalog {
             target: PeerOptions::from_document(&row.get(5), self.keyring())?,
             selection: Selection::from_value(&row.get(6))?,
             options: MirrorOptions::from_value(&row.get(7))?,
+            skips: row.get::<_, Vec<String>>(17).iter().filter_map(|lsn| lsn.parse().ok()).collect(),
             state: row.get(8),
             system_id: row.get(9),
             snapshot_lsn: lsn(&row, 10),

@@ -1,18 +1,15 @@
 //! What the engine reports of a mirror's tables.
 
-use std::collections::BTreeMap;
-
-use pg::TableName;
+use pg::{Lsn, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::Failure;
 use crate::{Catalog, Error};
 
 /// What the engine reports of one table.
 #[derive(Clone, Debug, Default)]
 pub struct TableStatus {
-    /// State, or `None` to leave it.
-    pub state: Option<&'static str>,
     /// Size on the source in bytes when the copy began.
     pub bytes_total: Option<i64>,
     /// Bytes copied.
@@ -38,64 +35,76 @@ pub struct TableRow {
     pub warning: Option<String>,
 }
 
-/// What an attempt has done with a table, as it was noted *before* it was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BegunTable {
-    /// Oid of the target table that the mirror created; `None`: it created none.
+/// A table of a mirror, as the catalog knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorTable {
+    /// On the source.
+    pub source: TableName,
+    /// On the target.
+    pub target: TableName,
+    /// Its state.
+    pub state: String,
+    /// Oid of the target table that the mirror created, noted *before* it was created; `None`: it created none.
     pub created: Option<u32>,
-    /// The mirror has written rows to it.
-    pub filled: bool,
+    /// The target table holds rows of an earlier, complete copy, which a new copy replaces.
+    pub replaces: bool,
+}
+
+/// Reads tables of the mirror `$1`.
+const TABLES: &str = "
+    select source_schema, source_name, target_schema, target_name, state, created_oid, replaces
+    from peergate.mirror_table_runtime where mirror_id = $1";
+
+fn mirror_table(row: &Row) -> MirrorTable {
+    let name = |schema: usize| TableName { schema: row.get(schema), name: row.get(schema + 1) };
+    MirrorTable { source: name(0), target: name(2), state: row.get(4), created: row.get(5), replaces: row.get(6) }
 }
 
 impl Catalog {
-    /// Returns the mirror's tables, by source name, that an attempt has begun with.
+    /// Returns the mirror's tables, by name on the source.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn begun_tables(&self, mirror_id: i64) -> Result<BTreeMap<TableName, BegunTable>, Error> {
-        let query =
-            "select source_schema, source_name, created_oid, state <> 'pending' from peergate.mirror_table_runtime
-                     where mirror_id = $1 and (state <> 'pending' or created_oid is not null)";
-        let rows = self.client().await?.query(query, &[&mirror_id]).await?;
-        let begun = |row: Row| {
-            let name = TableName { schema: row.get(0), name: row.get(1) };
-            (name, BegunTable { created: row.get(2), filled: row.get(3) })
-        };
-        Ok(rows.into_iter().map(begun).collect())
+    pub async fn mirror_tables(&self, mirror_id: i64) -> Result<Vec<MirrorTable>, Error> {
+        let tables = format!("{TABLES} order by 1, 2");
+        Ok(self.client().await?.query(&tables, &[&mirror_id]).await?.iter().map(mirror_table).collect())
     }
 
-    /// Returns the mirror's tables: name on the source, name on the target.
+    /// Returns the tables that have no complete copy and are to get one.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn table_names(&self, mirror_id: i64) -> Result<Vec<(TableName, TableName)>, Error> {
-        let query = "select source_schema, source_name, target_schema, target_name from peergate.mirror_table_runtime
-                     where mirror_id = $1 order by 1, 2";
-        let rows = self.client().await?.query(query, &[&mirror_id]).await?;
-        let names = |row: &Row| {
-            let name = |schema: usize| TableName { schema: row.get(schema), name: row.get(schema + 1) };
-            (name(0), name(2))
-        };
-        Ok(rows.iter().map(names).collect())
+    pub async fn late_tables(&self, mirror_id: i64) -> Result<Vec<MirrorTable>, Error> {
+        let tables = format!("{TABLES} and from_lsn is null and state not in ('blocked', 'removed') order by 1, 2");
+        Ok(self.client().await?.query(&tables, &[&mirror_id]).await?.iter().map(mirror_table).collect())
     }
 
-    /// Makes the mirror's table rows what they should be: missing ones are added, those of other tables removed.
+    /// Removes the rows of all tables but these.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn keep_tables(&self, mirror_id: i64, tables: &[TableName]) -> Result<(), Error> {
+        let remove = "delete from peergate.mirror_table_runtime where mirror_id = $1
+                      and (source_schema, source_name) not in (select * from unnest($2::text[], $3::text[]))";
+        let (schemas, names) = split(tables);
+        self.execute(remove, &[&mirror_id, &schemas, &names]).await?;
+        Ok(())
+    }
+
+    /// Stores what is known of tables before they are copied; rows that are missing are added.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
     pub async fn set_tables(&self, mirror_id: i64, tables: &[TableRow]) -> Result<(), Error> {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
-        let remove = "delete from peergate.mirror_table_runtime where mirror_id = $1
-                      and (source_schema, source_name) not in (select * from unnest($2::text[], $3::text[]))";
-        let schemas: Vec<&str> = tables.iter().map(|t| t.source.schema.as_str()).collect();
-        let names: Vec<&str> = tables.iter().map(|t| t.source.name.as_str()).collect();
-        transaction.execute(remove, &[&mirror_id, &schemas, &names]).await?;
         let add = "
-            insert into peergate.mirror_table_runtime (mirror_id, source_schema, source_name, target_schema, target_name, key_columns, warning)
+            insert into peergate.mirror_table_runtime as t (mirror_id, source_schema, source_name, target_schema, target_name, key_columns, warning)
             values ($1, $2, $3, $4, $5, $6, $7)
             on conflict (mirror_id, source_schema, source_name) do update
-            set target_schema = excluded.target_schema, target_name = excluded.target_name, key_columns = excluded.key_columns,
+            set created_oid = case when (t.target_schema, t.target_name) = (excluded.target_schema, excluded.target_name) then t.created_oid end,
+                replaces = t.replaces and (t.target_schema, t.target_name) = (excluded.target_schema, excluded.target_name),
+                target_schema = excluded.target_schema, target_name = excluded.target_name, key_columns = excluded.key_columns,
                 warning = excluded.warning, updated_at = clock_timestamp()";
         let add = transaction.prepare(add).await?;
         for table in tables {
@@ -136,25 +145,24 @@ impl Catalog {
         }
         let statement = "
             update peergate.mirror_table_runtime t
-            set state = coalesce(n.state, t.state), bytes_total = coalesce(n.bytes_total, t.bytes_total),
+            set bytes_total = coalesce(n.bytes_total, t.bytes_total),
                 bytes_copied = coalesce(n.bytes_copied, t.bytes_copied), rows_copied = coalesce(n.rows_copied, t.rows_copied),
                 copy_fraction = coalesce(n.copy_fraction, t.copy_fraction), rows_inserted = t.rows_inserted + n.inserted,
                 rows_updated = t.rows_updated + n.updated, rows_deleted = t.rows_deleted + n.deleted,
                 truncates = t.truncates + n.truncates, updated_at = clock_timestamp()
-            from unnest($2::text[], $3::text[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::float8[],
-                        $9::int8[], $10::int8[], $11::int8[], $12::int8[])
-                 as n (source_schema, source_name, state, bytes_total, bytes_copied, rows_copied, copy_fraction,
+            from unnest($2::text[], $3::text[], $4::int8[], $5::int8[], $6::int8[], $7::float8[],
+                        $8::int8[], $9::int8[], $10::int8[], $11::int8[])
+                 as n (source_schema, source_name, bytes_total, bytes_copied, rows_copied, copy_fraction,
                        inserted, updated, deleted, truncates)
             where t.mirror_id = $1 and t.source_schema = n.source_schema and t.source_name = n.source_name";
         fn column<T>(tables: &[(TableName, TableStatus)], value: impl Fn(&(TableName, TableStatus)) -> T) -> Vec<T> {
             tables.iter().map(value).collect()
         }
         let changes = |kind: usize| column(tables, move |(_, s)| s.changes[kind]);
-        let parameters: [&(dyn ToSql + Sync); 12] = [
+        let parameters: [&(dyn ToSql + Sync); 11] = [
             &mirror_id,
             &column(tables, |(n, _)| n.schema.clone()),
             &column(tables, |(n, _)| n.name.clone()),
-            &column(tables, |(_, s)| s.state),
             &column(tables, |(_, s)| s.bytes_total),
             &column(tables, |(_, s)| s.bytes_copied),
             &column(tables, |(_, s)| s.rows_copied),
@@ -168,14 +176,67 @@ impl Catalog {
         Ok(())
     }
 
-    /// Puts all tables of a mirror into one state.
+    /// Puts tables of a mirror into a state; what stopped them is forgotten. The catalog records each change as an event.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
-    pub async fn set_all_tables_state(&self, mirror_id: i64, state: &str) -> Result<(), Error> {
-        let statement = "update peergate.mirror_table_runtime set state = $2, updated_at = clock_timestamp()
-                         where mirror_id = $1 and state <> $2";
-        self.execute(statement, &[&mirror_id, &state]).await?;
+    pub async fn set_table_states(&self, mirror_id: i64, tables: &[TableName], state: &str) -> Result<(), Error> {
+        let statement = "
+            update peergate.mirror_table_runtime t
+            set state = $4, replaces = t.replaces or $4 = 'live', updated_at = clock_timestamp(), error_sqlstate = null, error_message = null,
+                error_detail = null, error_hint = null, error_lsn = null, error_at = null
+            from unnest($2::text[], $3::text[]) n (source_schema, source_name)
+            where t.mirror_id = $1 and t.source_schema = n.source_schema and t.source_name = n.source_name and t.state <> $4";
+        let (schemas, names) = split(tables);
+        self.execute(statement, &[&mirror_id, &schemas, &names, &state]).await?;
         Ok(())
     }
+
+    /// Stores from where on the changes of tables come by the stream; `None`: they have no complete copy.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn set_tables_from(&self, mirror_id: i64, tables: &[TableName], from: Option<Lsn>) -> Result<(), Error> {
+        let statement = "
+            update peergate.mirror_table_runtime t set from_lsn = $4::text::pg_lsn
+            from unnest($2::text[], $3::text[]) n (source_schema, source_name)
+            where t.mirror_id = $1 and t.source_schema = n.source_schema and t.source_name = n.source_name";
+        let (schemas, names) = split(tables);
+        self.execute(statement, &[&mirror_id, &schemas, &names, &from.map(|l| l.to_string())]).await?;
+        Ok(())
+    }
+
+    /// Stops one table, and says why.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn set_table_failure(
+        &self,
+        mirror_id: i64,
+        table: &TableName,
+        failure: &Failure,
+        lsn: Option<Lsn>,
+    ) -> Result<(), Error> {
+        let statement = "
+            update peergate.mirror_table_runtime
+            set state = 'blocked', error_sqlstate = $4, error_message = $5, error_detail = $6, error_hint = $7, error_lsn = $8::text::pg_lsn,
+                error_at = clock_timestamp(), updated_at = clock_timestamp()
+            where mirror_id = $1 and source_schema = $2 and source_name = $3";
+        let parameters: [&(dyn ToSql + Sync); 8] = [
+            &mirror_id,
+            &table.schema,
+            &table.name,
+            &failure.sqlstate.to_string(),
+            &failure.message,
+            &failure.detail,
+            &failure.hint,
+            &lsn.map(|l| l.to_string()),
+        ];
+        self.execute(statement, &parameters).await?;
+        Ok(())
+    }
+}
+
+fn split(tables: &[TableName]) -> (Vec<&str>, Vec<&str>) {
+    tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip()
 }

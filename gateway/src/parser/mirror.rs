@@ -1,11 +1,11 @@
-//! `CREATE`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
+//! `CREATE`, `ALTER`, `RESYNC`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
 
 use super::cursor::Cursor;
-use super::options::with_options;
+use super::options::{options, with_options};
 use super::peer::names;
-use super::tables::selection;
+use super::tables::{items, selection, tables};
 use super::{Ours, Refusal, Spans};
-use crate::statement::{CreateMirror, Statement, Until, Value};
+use crate::statement::{CreateMirror, MirrorChange, Statement, Until, Value};
 
 /// `CREATE MIRROR [IF NOT EXISTS] name FROM source TO target tables [WITH ( option, … )]`
 pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
@@ -34,6 +34,55 @@ pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let names = names(cursor, &mut spans)?;
     let keep_target_metadata = cursor.eat_condition(&["KEEP", "TARGET", "METADATA"])?;
     Ok(Ours { statement: Statement::DropMirror { names, if_exists, keep_target_metadata }, spans })
+}
+
+/// `ALTER MIRROR name { ADD TABLE item, … | DROP TABLE table, … | REFRESH TABLES | SKIP TO LSN 'lsn' | SET ( … ) | RESET ( … ) | RENAME TO name }`
+pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["ALTER", "MIRROR"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    spans.add("tables", cursor.position());
+    spans.add("options", cursor.position());
+    let change = if cursor.eat_word("ADD") {
+        cursor.expect_words(&["TABLE"])?;
+        MirrorChange::AddTables(items(cursor, &mut spans)?)
+    } else if cursor.eat_word("DROP") {
+        cursor.expect_words(&["TABLE"])?;
+        MirrorChange::DropTables(tables(cursor, &mut spans)?)
+    } else if cursor.eat_word("REFRESH") {
+        cursor.expect_words(&["TABLES"])?;
+        MirrorChange::RefreshTables
+    } else if cursor.eat_word("SKIP") {
+        cursor.expect_words(&["TO", "LSN"])?;
+        spans.add("lsn", cursor.position());
+        MirrorChange::SkipTo(cursor.value()?)
+    } else if cursor.eat_word("SET") {
+        MirrorChange::Set(options(cursor, &mut spans)?)
+    } else if cursor.eat_word("RESET") {
+        MirrorChange::Reset(cursor.parenthesized(|cursor| {
+            let at = cursor.position();
+            let option = cursor.ident()?;
+            spans.add(format!("option.{option}"), at);
+            Ok(option)
+        })?)
+    } else {
+        cursor.expect_words(&["RENAME", "TO"])?;
+        spans.add("new_name", cursor.position());
+        MirrorChange::RenameTo(cursor.long_ident()?)
+    };
+    Ok(Ours { statement: Statement::AlterMirror { name, change }, spans })
+}
+
+/// `RESYNC MIRROR [IF EXISTS] name [TABLE table, …]`
+pub(super) fn resync(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["RESYNC", "MIRROR"])?;
+    let if_exists = cursor.eat_condition(&["IF", "EXISTS"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    let tables = if cursor.eat_word("TABLE") { tables(cursor, &mut spans)? } else { Vec::new() };
+    Ok(Ours { statement: Statement::ResyncMirror { name, if_exists, tables }, spans })
 }
 
 /// `PAUSE MIRROR [IF EXISTS] name` and `RESUME MIRROR [IF EXISTS] name`

@@ -13,6 +13,11 @@ pub(super) fn with_options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result
         return Ok(Vec::new());
     }
     spans.add("options", at);
+    options(cursor, spans)
+}
+
+/// `( name = value, … )`
+pub(super) fn options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<GivenOption>, Refusal> {
     let mut seen: Vec<String> = Vec::new();
     cursor.parenthesized(|cursor| {
         let at = cursor.position();

@@ -38,8 +38,22 @@ pub(super) fn selection(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Se
         return Ok(Selection::Schemas { schemas, except: except(cursor)? });
     }
     cursor.expect_words(&["TABLE"])?;
+    items(cursor, spans).map(Selection::Tables)
+}
+
+/// `item, …`, as ADD TABLE has them.
+pub(super) fn items(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<TableMap>, Refusal> {
     let mut count = 0;
-    cursor.list(|c| item(c, spans, &mut count)).map(Selection::Tables)
+    cursor.list(|c| item(c, spans, &mut count))
+}
+
+/// `table, …`
+pub(super) fn tables(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<Table>, Refusal> {
+    let mut count = 0;
+    cursor.list(|c| {
+        note_table(c, spans, &mut count);
+        table(c)
+    })
 }
 
 fn note_table(cursor: &Cursor<'_>, spans: &mut Spans, count: &mut usize) {

@@ -42,6 +42,7 @@ const SETTINGS: &str = "
 pub struct PostgresSink {
     target: PeerSession,
     mirror: String,
+    lane: i32,
     epoch: i64,
     applied: Lsn,
     in_transaction: bool,
@@ -104,10 +105,41 @@ impl PostgresSink {
     async fn on((target, triggers_fire): (PeerSession, bool), mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
         let applied = progress_row::claim(&target, mirror, epoch).await?;
         target.run(SETTINGS).await?;
-        let mirror = mirror.to_owned();
+        let (mirror, lane) = (mirror.to_owned(), progress_row::MAIN_LANE);
         Ok(PostgresSink {
             target,
             mirror,
+            lane,
+            epoch,
+            applied,
+            in_transaction: false,
+            relations: HashMap::new(),
+            uses: 0,
+            triggers_fire,
+            marks: false,
+            suspect: None,
+        })
+    }
+
+    /// Opens a further session for the lane of tables that come later: at their copy, or where the lane was left (`None`).
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if a newer owner has the mirror.
+    pub async fn open_late_lane(
+        peer: &str,
+        options: &PeerOptions,
+        mirror: &str,
+        epoch: i64,
+        at: Option<Lsn>,
+    ) -> Result<PostgresSink, Error> {
+        let (target, triggers_fire) = open_writer(peer, options).await?;
+        let applied = progress_row::open_late_lane(&target, mirror, epoch, at).await?;
+        target.run(SETTINGS).await?;
+        let (mirror, lane) = (mirror.to_owned(), progress_row::LATE_LANE);
+        Ok(PostgresSink {
+            target,
+            mirror,
+            lane,
             epoch,
             applied,
             in_transaction: false,
@@ -158,12 +190,23 @@ impl PostgresSink {
             .await
     }
 
-    /// Records that the copy is complete: streaming begins at `snapshot`.
+    /// Begins anew: nothing of an earlier copy counts any more.
     ///
     /// # Errors
     /// [`Error::Fenced`] if another process has taken over.
-    pub async fn record_copy(&mut self, snapshot: Lsn) -> Result<DurableLsn, Error> {
-        progress_row::advance(&self.target, &self.mirror, self.epoch, self.applied, snapshot, None).await?;
+    pub async fn reset(&mut self) -> Result<(), Error> {
+        progress_row::reset(&self.target, &self.mirror, self.epoch).await?;
+        self.applied = Lsn::ZERO;
+        Ok(())
+    }
+
+    /// Records where streaming begins: at the copy's snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if another process has taken over.
+    pub async fn record_snapshot(&mut self, snapshot: Lsn) -> Result<DurableLsn, Error> {
+        let (lane, from) = (self.lane, self.applied);
+        progress_row::advance(&self.target, &self.mirror, lane, self.epoch, from, snapshot, None).await?;
         self.applied = snapshot;
         Ok(DurableLsn::recorded(snapshot))
     }
@@ -198,8 +241,16 @@ impl PostgresSink {
             return Ok(None);
         };
         fail_point!("batch written");
-        progress_row::advance(&self.target, &self.mirror, self.epoch, self.applied, end.end_lsn, end.commit_time)
-            .await?;
+        progress_row::advance(
+            &self.target,
+            &self.mirror,
+            self.lane,
+            self.epoch,
+            self.applied,
+            end.end_lsn,
+            end.commit_time,
+        )
+        .await?;
         fail_point!("progress written");
         if self.marks {
             // Last, and with the commit: what fails before it has marked nothing.

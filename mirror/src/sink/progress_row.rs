@@ -4,15 +4,23 @@
 
 use std::time::Duration;
 
+use pg::name::quote_literal;
 use pg::{Lsn, SqlState};
 
+use super::marks;
 use crate::error::Error;
 use crate::session::PeerSession;
 
 /// Held while the schema is made or removed, so that mirrors on one target do not trip over each other. `peergate` in ASCII.
 const LOCK: &str = "select pg_catalog.pg_advisory_xact_lock(8098991003110929509)";
 
-/// What is made on the target. One lane today; the key has room for more.
+/// The main stream's lane; a table that comes later has one of its own until it has caught up.
+pub const MAIN_LANE: i32 = 0;
+
+/// The lane of tables that come later.
+pub const LATE_LANE: i32 = 1;
+
+/// What is made on the target, with [`marks::SCHEMA`].
 const SCHEMA: &str = "
     create schema if not exists peergate;
     create table if not exists peergate.progress (
@@ -85,13 +93,17 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
     target.run(&format!("{CLAIM_TIMEOUT}; begin; {LOCK}")).await?;
     if !exists(target).await? {
         target.run(SCHEMA).await?;
+        target.run(marks::SCHEMA).await?;
     }
+    // A lane of an older owner is at its end: what it has under way finds no row and is undone.
+    let other_lanes = format!("delete from peergate.progress where mirror = {} and lane <> 0", quote_literal(mirror));
     let statement = "
         insert into peergate.progress as p (mirror, lane, epoch, applied_lsn) values ($1, 0, $2, '0/0')
         on conflict (mirror, lane) do update set epoch = excluded.epoch, updated_at = pg_catalog.now() where p.epoch <= excluded.epoch
         returning applied_lsn::text";
     let row = target.client.query_opt(statement, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
-    target.run("commit; set lock_timeout = 0").await?;
+    let other_lanes = if row.is_some() { other_lanes } else { String::new() };
+    target.run(&format!("{other_lanes}; commit; set lock_timeout = 0")).await?;
     let row = row.ok_or(Error::Fenced)?;
     let mark = format!("select pg_catalog.pg_advisory_lock_shared({MARK})");
     target.client.execute(&mark, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
@@ -99,30 +111,80 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
 }
 
 async fn exists(target: &PeerSession) -> Result<bool, Error> {
-    let query = "select pg_catalog.to_regclass('peergate.progress') is not null";
+    let query = "select pg_catalog.to_regclass('peergate.progress') is not null and pg_catalog.to_regclass('peergate.progress_tables') is not null";
     Ok(target.client.query_one(query, &[]).await.map_err(|e| target.error(&e))?.get(0))
 }
 
-/// Checks, within the transaction of the session, that the epoch is still ours, and keeps it so until the transaction ends.
+/// Checks, within the transaction of the session, that a lane's epoch is still ours, and keeps it so until the transaction ends. The lane
+/// does not move meanwhile, so each holds its own.
 ///
 /// # Errors
 /// [`Error::Fenced`] if another process has taken over.
-pub async fn hold(target: &PeerSession, mirror: &str, epoch: i64) -> Result<(), Error> {
+pub async fn hold(target: &PeerSession, mirror: &str, lane: i32, epoch: i64) -> Result<(), Error> {
     let query = format!(
         "with marked as materialized (select pg_catalog.pg_advisory_xact_lock_shared({MARK}))
-         select from peergate.progress, marked where mirror = $1 and lane = 0 and epoch = $2 for share of progress"
+         select from peergate.progress, marked where mirror = $1 and lane = $3 and epoch = $2 for share of progress"
     );
-    let row = target.client.query_opt(&query, &[&mirror, &epoch]).await.map_err(|e| target.error(&e))?;
+    let row = target.client.query_opt(&query, &[&mirror, &epoch, &lane]).await.map_err(|e| target.error(&e))?;
     row.map(|_| ()).ok_or(Error::Fenced)
 }
 
-/// Moves the position, within the transaction of the session.
+/// Opens the lane of tables that come later: at the position of their copy, or where it was left (`None`). Returns where it is.
+///
+/// # Errors
+/// [`Error::Fenced`] if another process has taken over.
+pub async fn open_late_lane(target: &PeerSession, mirror: &str, epoch: i64, at: Option<Lsn>) -> Result<Lsn, Error> {
+    // One statement for both: what an earlier session of ours has under way on the row is waited for.
+    let statement = format!(
+        "insert into peergate.progress as p (mirror, lane, epoch, applied_lsn) values ($1, {LATE_LANE}, $2, coalesce($3::text::pg_lsn, '0/0'))
+         on conflict (mirror, lane) do update
+         set epoch = excluded.epoch, applied_lsn = coalesce($3::text::pg_lsn, p.applied_lsn), commit_time = null
+         returning applied_lsn::text"
+    );
+    target.run("begin").await?;
+    hold(target, mirror, MAIN_LANE, epoch).await?;
+    let at = at.map(|lsn| lsn.to_string());
+    let row = target.client.query_one(&statement, &[&mirror, &epoch, &at]).await.map_err(|e| target.error(&e))?;
+    target.run("commit").await?;
+    row.get::<_, &str>(0).parse().map_err(|e| Error::protocol(&target.peer, e))
+}
+
+/// Closes a lane, within the transaction of the session.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn close_lane(target: &PeerSession, mirror: &str, lane: i32) -> Result<(), Error> {
+    let statement = "delete from peergate.progress where mirror = $1 and lane = $2";
+    target.client.execute(statement, &[&mirror, &lane]).await.map_err(|e| target.error(&e))?;
+    Ok(())
+}
+
+/// Begins anew: no table has a copy that counts, and the main lane is nowhere.
+///
+/// # Errors
+/// [`Error::Fenced`] if another process has taken over.
+pub async fn reset(target: &PeerSession, mirror: &str, epoch: i64) -> Result<(), Error> {
+    target.run("begin").await?;
+    hold(target, mirror, MAIN_LANE, epoch).await?;
+    let name = quote_literal(mirror);
+    target
+        .run(&format!(
+            "delete from peergate.progress_tables where mirror = {name};
+             delete from peergate.progress where mirror = {name} and lane <> {MAIN_LANE};
+             update peergate.progress set applied_lsn = '0/0', commit_time = null where mirror = {name} and lane = {MAIN_LANE};
+             commit"
+        ))
+        .await
+}
+
+/// Moves the position of a lane, within the transaction of the session.
 ///
 /// # Errors
 /// [`Error::Fenced`] if the row is not as we left it: another process has taken over.
 pub async fn advance(
     target: &PeerSession,
     mirror: &str,
+    lane: i32,
     epoch: i64,
     from: Lsn,
     to: Lsn,
@@ -132,10 +194,10 @@ pub async fn advance(
         update peergate.progress
         set applied_lsn = $4::text::pg_lsn, updated_at = pg_catalog.now(),
             commit_time = coalesce('2000-01-01 00:00:00+00'::timestamptz + $5 * interval '1 microsecond', commit_time)
-        where mirror = $1 and lane = 0 and epoch = $2 and applied_lsn = $3::text::pg_lsn";
+        where mirror = $1 and lane = $6 and epoch = $2 and applied_lsn = $3::text::pg_lsn";
     let commit_time = commit_time.map(|t| t as f64);
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-        [&mirror, &epoch, &from.to_string(), &to.to_string(), &commit_time];
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+        [&mirror, &epoch, &from.to_string(), &to.to_string(), &commit_time, &lane];
     match target.client.execute(statement, &parameters).await.map_err(|e| target.error(&e))? {
         1 => Ok(()),
         _ => Err(Error::Fenced),
@@ -153,11 +215,18 @@ pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
     // The catalog may live in the same database, and then has the schema for itself: it is removed only when it is empty.
     let statement = format!(
         "begin; {LOCK};
-        delete from peergate.progress where mirror = {};
+        delete from peergate.progress where mirror = {name};
+        delete from peergate.progress_tables where mirror = {name};
         do $$
+        declare
+            stage text;
         begin
+            for stage in select relname from pg_catalog.pg_class
+                         where relnamespace = 'peergate'::regnamespace and relkind = 'r' and pg_catalog.starts_with(relname, {stages}) loop
+                execute pg_catalog.format('drop table peergate.%I', stage);
+            end loop;
             if not exists (select from peergate.progress) then
-                drop table peergate.progress;
+                drop table peergate.progress, peergate.progress_tables;
                 if not exists (select from pg_catalog.pg_class where relnamespace = 'peergate'::regnamespace)
                    and not exists (select from pg_catalog.pg_proc where pronamespace = 'peergate'::regnamespace) then
                     drop schema peergate;
@@ -165,7 +234,17 @@ pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
             end if;
         end $$;
         commit",
-        pg::name::quote_literal(mirror),
+        name = quote_literal(mirror),
+        stages = quote_literal(&stage_prefix(mirror)),
     );
     target.run(&statement).await
+}
+
+fn stage_prefix(mirror: &str) -> String {
+    format!("{mirror}_stage_")
+}
+
+/// Returns the name, as SQL, of the table in which a new copy gathers before it replaces the old one.
+pub fn stage_table(mirror: &str, source_oid: u32) -> String {
+    pg::TableName::new("peergate", format!("{}{source_oid}", stage_prefix(mirror))).quoted()
 }

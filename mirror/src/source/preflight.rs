@@ -55,17 +55,7 @@ pub async fn plan_tables(
     source: &PeerSession,
     findings: &mut Findings,
 ) -> Result<Vec<TablePlan>, Error> {
-    let selected: Vec<SelectedTable> = match &mirror.selection {
-        Selection::Tables(tables) => tables.clone(),
-        Selection::All { except } => listed(&source.client, except, findings, |name| Some(name.schema.clone()))
-            .await
-            .map_err(|e| source.error(&e))?,
-        Selection::Schemas { schemas, except } => {
-            listed(&source.client, except, findings, |name| schemas.get(&name.schema).cloned())
-                .await
-                .map_err(|e| source.error(&e))?
-        }
-    };
+    let selected = select(source, &mirror.selection, findings).await?;
     if selected.is_empty() {
         findings.add(
             Problem::new(
@@ -76,6 +66,30 @@ pub async fn plan_tables(
         );
     }
     describe(source, selected, findings).await
+}
+
+/// Returns the tables that a selection takes as the source is now.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn list_selected(source: &PeerSession, selection: &Selection) -> Result<Vec<SelectedTable>, Error> {
+    // A table that is left out and gone is not missed.
+    select(source, selection, &mut Findings::default()).await
+}
+
+async fn select(
+    source: &PeerSession,
+    selection: &Selection,
+    findings: &mut Findings,
+) -> Result<Vec<SelectedTable>, Error> {
+    let listed = match selection {
+        Selection::Tables(tables) => return Ok(tables.clone()),
+        Selection::All { except } => listed(&source.client, except, findings, |name| Some(name.schema.clone())).await,
+        Selection::Schemas { schemas, except } => {
+            listed(&source.client, except, findings, |name| schemas.get(&name.schema).cloned()).await
+        }
+    };
+    listed.map_err(|e| source.error(&e))
 }
 
 /// Returns the tables of `known` as they are on the source now: the mirror's, whatever else its selection would take today.

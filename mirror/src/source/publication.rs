@@ -3,14 +3,15 @@
 //! There may be two: publishing UPDATE and DELETE of a table without replica identity would make the source refuse them to its own
 //! users, so such tables are in one that publishes only what needs no identity.
 
-use pg::SqlState;
 use pg::name::quote_ident;
+use pg::{SqlState, TableName};
 
 use crate::error::{Error, Problem};
 use crate::schema::{RowIdentity, TablePlan};
 use crate::session::PeerSession;
 
-/// Returns the names of a mirror's publications, those that it may have.
+/// Returns the names of a mirror's publications. Both are always there: a stream names them when it begins, and a table that comes later
+/// may need either.
 pub fn names(object_name: &str) -> [String; 2] {
     [object_name.to_owned(), format!("{object_name}_inserts")]
 }
@@ -24,10 +25,7 @@ fn wanted<'a>(object_name: &str, plans: &'a [TablePlan]) -> Vec<(String, bool, V
     let of = |only_inserts: bool| -> Vec<&TablePlan> {
         plans.iter().filter(|p| matches!(p.source.identity, RowIdentity::InsertsOnly) == only_inserts).collect()
     };
-    [(all, false, of(false)), (inserts, true, of(true))]
-        .into_iter()
-        .filter(|(_, _, tables)| !tables.is_empty())
-        .collect()
+    vec![(all, false, of(false)), (inserts, true, of(true))]
 }
 
 /// Makes the publications anew for these tables, and returns the [`marks`] of what was made.
@@ -43,14 +41,56 @@ pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]
     for (name, only_inserts, tables) in wanted(object_name, plans) {
         let tables: Vec<String> = tables.iter().map(|p| p.source.name.quoted()).collect();
         let publish = if only_inserts { "insert, truncate" } else { "insert, update, delete, truncate" };
+        let tables =
+            if tables.is_empty() { String::new() } else { format!(" for table only {}", tables.join(", only ")) };
         let statement = format!(
-            "create publication {} for table only {} with (publish = '{publish}', publish_via_partition_root = true)",
+            "create publication {}{tables} with (publish = '{publish}', publish_via_partition_root = true)",
             quote_ident(&name),
-            tables.join(", only "),
         );
         source.run(&statement).await?;
     }
     marks(source, object_name, plans).await
+}
+
+/// Adds a table to the publication that it belongs to, unless it is there.
+///
+/// To be done before the slot of its copy is made: then every transaction that the copy lacks has begun with the table published.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn add(source: &PeerSession, object_name: &str, plan: &TablePlan) -> Result<(), Error> {
+    let [all, inserts] = names(object_name);
+    let name = if matches!(plan.source.identity, RowIdentity::InsertsOnly) { inserts } else { all };
+    if is_member(source, &name, plan.source.oid).await? {
+        return Ok(());
+    }
+    source.run(LOCK_TIMEOUT).await?;
+    source.run(&format!("alter publication {} add table only {}", quote_ident(&name), plan.source.name.quoted())).await
+}
+
+/// Takes a table out of the publications, if it is there.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn remove(source: &PeerSession, object_name: &str, table: &TableName) -> Result<(), Error> {
+    let query = "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2";
+    let row = source.client.query_opt(query, &[&table.schema, &table.name]).await.map_err(|e| source.error(&e))?;
+    let Some(oid) = row.map(|r| r.get::<_, u32>(0)) else { return Ok(()) };
+    for name in names(object_name) {
+        if is_member(source, &name, oid).await? {
+            source.run(LOCK_TIMEOUT).await?;
+            let statement = format!("alter publication {} drop table only {}", quote_ident(&name), table.quoted());
+            source.run(&statement).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn is_member(source: &PeerSession, publication: &str, table: u32) -> Result<bool, Error> {
+    let query = "
+        select exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+                       where p.pubname = $1 and r.prrelid = $2)";
+    Ok(source.client.query_one(query, &[&publication, &table]).await.map_err(|e| source.error(&e))?.get(0))
 }
 
 /// Returns numbers by which the publications, and these tables' membership in them, are known again: oids, and the xid that wrote each
@@ -78,7 +118,7 @@ pub struct Expected {
     pub object_name: String,
     /// Their [`marks`].
     pub made: Vec<u32>,
-    /// The mirror's tables.
+    /// The tables that stream.
     pub plans: Vec<TablePlan>,
 }
 
@@ -93,7 +133,7 @@ impl Expected {
             Error::ResyncRequired(
                 Problem::new(SqlState::WRONG_STATE, what)
                     .detail("What it did not publish meanwhile will not come.")
-                    .hint("Drop the mirror and create it anew: only a new copy helps."),
+                    .hint("RESYNC MIRROR copies everything anew; nothing less helps."),
             )
         };
         let object_name = &self.object_name;

@@ -1,0 +1,521 @@
+//! Tables that come late: added to a mirror that streams, begun anew, or left over from a first copy that was interrupted.
+//!
+//! They get a slot and a snapshot of their own and are copied while the others stream. A lane of their own then applies what has
+//! happened since, and hands them over: the main stream stands still at the end of a transaction, the lane applies exactly what commits
+//! before that, the target notes it in a mark, and the main stream goes on with the tables from the mark's position. It stands still only
+//! when the lane is less than about a second behind.
+//!
+//! A table without a mark is copied anew, whatever died when; so nothing here has to survive.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use catalog::event::Event;
+use catalog::mirror::{MirrorTable, Mode};
+use catalog::task::TaskKind;
+use pg::name::quote_ident;
+use pg::{Lsn, TableName};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+
+use crate::apply::{Apply, Limits, Order};
+use crate::assemble::{Assembler, Tables};
+use crate::copy::{self, Snapshot};
+use crate::error::{Error, Problem, retry_delay};
+use crate::prepare::{self, Fills, column_types, describe_targets};
+use crate::schema::{TablePlan, all_binary};
+use crate::session::PeerSession;
+use crate::sink::marks;
+use crate::sink::postgres::{PostgresSink, open_writer};
+use crate::sink::progress_row::{self, LATE_LANE};
+use crate::source::preflight::{Findings, plan_known_tables};
+use crate::source::publication::{self, Expected};
+use crate::source::replication::ReplicationConnection;
+use crate::source::slot;
+use crate::start;
+use crate::status::Tracker;
+use crate::table_state::{Route, TableState};
+use crate::wishes;
+use crate::worker::Context;
+
+/// How often it is looked for tables that wait.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far behind the lane may be when the main stream is asked to stand still.
+const NEAR: Duration = Duration::from_secs(1);
+
+/// How long the main stream stands still at most; then it goes on without the tables, and they try again.
+const HOLD_MAX: Duration = Duration::from_secs(10);
+
+/// The tasks that late tables are part of.
+const TASKS: &[TaskKind] = &[TaskKind::CreateMirror, TaskKind::AlterMirror, TaskKind::ResyncMirror];
+
+/// The main stream, as far as late tables need it.
+pub struct Main {
+    /// Tells it.
+    pub orders: mpsc::Sender<Order>,
+    /// What its publications should be.
+    pub expected: Arc<Mutex<Expected>>,
+    /// Its values come in binary.
+    pub binary: bool,
+    /// Schemas whose operators its session finds.
+    pub type_schemas: BTreeSet<String>,
+    /// How far it is.
+    pub tracker: Tracker,
+    /// There may be something on the source that [`clean`] removes.
+    pub left_behind: Arc<AtomicBool>,
+}
+
+impl Main {
+    /// Has the main stream leave the changes of these tables out. On return nothing is written to them any more.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if it has ended.
+    pub async fn ignore(&self, tables: Vec<TableName>) -> Result<(), Error> {
+        let (settled, told) = oneshot::channel();
+        self.tell(Order::Ignore { tables, settled }).await?;
+        told.await.map_err(|_| Error::Stopped)
+    }
+
+    async fn tell(&self, order: Order) -> Result<(), Error> {
+        self.orders.send(order).await.map_err(|_| Error::Stopped)
+    }
+}
+
+/// Returns the name of the slot and the publications of late tables.
+pub fn object_name(mirror: &str) -> String {
+    format!("{mirror}_late")
+}
+
+/// Copies tables that come late and hands them over, for as long as the main stream runs. What fails is tried again, and stops nobody else.
+///
+/// # Errors
+/// [`Error::Restart`] if the main stream must begin anew to take tables in; [`Error::Fenced`] if another process has taken over.
+pub async fn run(context: Context, main: Main) -> Result<Infallible, Error> {
+    let context = context.for_lane(LATE_LANE);
+    // An earlier process may have left its slot behind.
+    clean(&context).await;
+    let (mut attempt, mut told) = (0, false);
+    loop {
+        match look(&context, &main, &mut told).await {
+            Ok(()) => attempt = 0,
+            Err(error @ (Error::Fenced | Error::Restart | Error::Stopped | Error::TextNeeded)) => return Err(error),
+            Err(error) => {
+                attempt += 1;
+                let delay = retry_delay(attempt);
+                if let Some(problem) = error.problem() {
+                    tracing::warn!(sqlstate = %problem.sqlstate, error = problem.message, attempt, retry_in = ?delay, "copy of late tables failed");
+                    tell(&context, problem).await;
+                }
+                // Until the next attempt its slot would hold the source's WAL for nothing.
+                clean(&context).await;
+                tokio::time::sleep(delay).await;
+                continue;
+            }
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Says what failed; the catalog itself may be what is out of reach.
+async fn tell(context: &Context, problem: &Problem) {
+    let event = Event {
+        sqlstate: Some(problem.sqlstate),
+        detail: problem.detail.clone(),
+        hint: problem.hint.clone(),
+        ..Event::warning("copy", format!("the copy of late tables failed: {}", problem.message))
+    };
+    if let Err(error) = context.event(&event).await {
+        tracing::warn!(error = %error, "failure not recorded");
+    }
+    let (id, sqlstate) = (context.mirror.id, problem.sqlstate.to_string());
+    let _ = context.catalog.hold_up_tasks(id, &sqlstate, &problem.message, false).await;
+}
+
+/// Removes what an attempt leaves on the source, as well as that can be done.
+pub async fn clean(context: &Context) {
+    let mirror = &context.mirror;
+    let name = object_name(&mirror.object_name);
+    let cleaning = async {
+        let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+        slot::drop(&source, &name).await?;
+        publication::drop(&source, &name).await
+    };
+    match tokio::time::timeout(HOLD_MAX, cleaning).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %error, "slot of late tables not removed yet"),
+        Err(_) => tracing::debug!("slot of late tables not removed in time"),
+    }
+}
+
+/// Looks for tables that wait, and copies them. When there are none, `told` says whether the tasks know.
+async fn look(context: &Context, main: &Main, told: &mut bool) -> Result<(), Error> {
+    *told &= !wishes::obey(context, Some(main)).await?;
+    let waiting = context.catalog.late_tables(context.mirror.id).await?;
+    if waiting.is_empty() {
+        if !*told {
+            for kind in TASKS {
+                context.catalog.advance_tasks(context.mirror.id, *kind, 1.0).await?;
+            }
+            *told = true;
+        }
+        return Ok(());
+    }
+    *told = false;
+    // The definition may have changed since the attempt began.
+    let fresh = context.catalog.mirror(context.mirror.id).await?.ok_or(Error::Stopped)?;
+    let context = &context.clone().with_mirror(fresh);
+    Group { context, main, name: object_name(&context.mirror.object_name) }.copy(&waiting).await
+}
+
+/// Releases the main stream, with the tables that it takes over or without any. Dropped, it ends the main stream's attempt: whatever kept us
+/// from saying something may have kept us from knowing that the target has the tables' marks.
+type Release = oneshot::Sender<Option<Tables>>;
+
+/// Tables that are copied together.
+struct Group<'a> {
+    context: &'a Context,
+    main: &'a Main,
+    /// Name of their slot and publications.
+    name: String,
+}
+
+impl Group<'_> {
+    async fn copy(&self, waiting: &[MirrorTable]) -> Result<(), Error> {
+        let mirror = &self.context.mirror;
+        let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
+        let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
+        self.main.left_behind.store(true, Ordering::Relaxed);
+        // What is written until the lane runs is fenced by it too: the main lane moves on meanwhile.
+        let (name, epoch) = (&mirror.object_name, self.context.epoch);
+        progress_row::open_late_lane(&target, name, epoch, Some(Lsn::ZERO)).await?;
+        let (plans, fills) = self.prepare(&source, &target, waiting).await?;
+        if plans.is_empty() {
+            return Ok(());
+        }
+        // The main stream hears of the tables from here on, and is to leave them out.
+        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+        self.main.ignore(names).await?;
+        let plans = self.publish(&source, plans).await?;
+        let (at, plans) = self.copy_rows(&source, &target, plans, &fills).await?;
+        if !plans.is_empty() {
+            let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+            match self.catch_up(&source, at, plans).await {
+                Err(Error::Blocked(problem) | Error::OneByOne { problem, .. }) => {
+                    self.block_some(&names, &problem).await?;
+                }
+                other => other?,
+            }
+        }
+        slot::drop(&source, &self.name).await?;
+        publication::drop(&source, &self.name).await?;
+        self.main.left_behind.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Looks at the tables on both sides and makes what the target lacks. A table that cannot be copied stops alone.
+    async fn prepare(
+        &self,
+        source: &PeerSession,
+        target: &PeerSession,
+        waiting: &[MirrorTable],
+    ) -> Result<(Vec<TablePlan>, Fills), Error> {
+        let context = self.context;
+        let mut plans = Vec::new();
+        for table in waiting {
+            let mut findings = Findings::default();
+            let name = [(table.source.clone(), table.target.clone())];
+            let found = plan_known_tables(&context.mirror, source, &name, &mut findings).await?;
+            if self.passes(&table.source, findings.into_result()).await? {
+                plans.extend(found);
+            }
+        }
+        let known = prepare::known_tables(context).await?;
+        let targets = describe_targets(target, &plans).await?;
+        let mut ready = Vec::new();
+        let mut fills = Fills::new();
+        for plan in plans {
+            let name = plan.source.name.clone();
+            let mut findings = Findings::default();
+            let fill = prepare::decide(context, &plan, &targets, &known, &mut findings);
+            if !self.passes(&name, findings.into_result()).await? {
+                continue;
+            }
+            fills.insert(name.clone(), fill);
+            let made = prepare::make_tables(context, source, target, std::slice::from_ref(&plan), &fills).await;
+            if self.passes(&name, made).await? {
+                ready.push(plan);
+            }
+        }
+        start::note_tables(context, &ready).await?;
+        Ok((ready, fills))
+    }
+
+    /// Publishes the tables: with the mirror's others, and for the slot of their own.
+    async fn publish(&self, source: &PeerSession, plans: Vec<TablePlan>) -> Result<Vec<TablePlan>, Error> {
+        // Nobody looks at the publications meanwhile.
+        let mut expected = self.main.expected.lock().await;
+        let mut published = Vec::new();
+        for plan in plans {
+            let added = publication::add(source, &self.context.mirror.object_name, &plan).await;
+            if self.passes(&plan.source.name, added).await? {
+                published.push(plan);
+            }
+        }
+        // The catalog knows them before they stream.
+        let mirror = &self.context.mirror;
+        expected.made.extend(publication::marks(source, &mirror.object_name, &published).await?);
+        self.context.catalog.set_mirror_publications(mirror.id, &expected.made).await?;
+        publication::create(source, &self.name, &published).await?;
+        fail_point!("late tables published");
+        Ok(published)
+    }
+
+    /// Copies the tables at a snapshot of their own; returns its position, and the tables that are complete there.
+    async fn copy_rows(
+        &self,
+        source: &PeerSession,
+        target: &PeerSession,
+        mut plans: Vec<TablePlan>,
+        fills: &Fills,
+    ) -> Result<(Lsn, Vec<TablePlan>), Error> {
+        let (context, mirror) = (self.context, &self.context.mirror);
+        if plans.is_empty() {
+            return Ok((Lsn::ZERO, plans));
+        }
+        let with_copy = mirror.options.mode != Mode::StreamOnly;
+        let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
+        let locks = start::lock_tables(context, &plans).await?;
+        let made = start::make_slot(context, &mut replication, &self.name, locks, with_copy, source.version).await?;
+        let at = made.consistent_point;
+        fail_point!("late slot made");
+        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+        context.event(&Event::info("copy", format!("{} late tables are copied", names.len())).at(at)).await?;
+        let Some(snapshot) = made.snapshot.filter(|_| with_copy) else { return Ok((at, plans)) };
+        context.catalog.set_table_states(mirror.id, &names, TableState::Copying.as_str()).await?;
+        let mut ready = Vec::new();
+        for plan in plans {
+            let emptied = prepare::empty_tables(context, target, std::slice::from_ref(&plan), fills).await;
+            if self.passes(&plan.source.name, emptied).await? {
+                ready.push(plan);
+            }
+        }
+        plans = ready;
+        fail_point!("late target tables emptied");
+        let snapshot = Snapshot { name: snapshot, source_version: source.version, mark_at: None };
+        let jobs = start::make_jobs(context, source, target, plans.clone(), fills).await?;
+        for (table, error) in copy::run(context, jobs, snapshot, TASKS, false).await? {
+            plans.retain(|p| p.source.name != table);
+            match error {
+                Error::CopyAgain(problem) => {
+                    let message = format!("table \"{table}\" is copied once more: {}", problem.message);
+                    context.event(&Event::warning("copy", message)).await?;
+                }
+                other => drop(self.passes(&table, Err(other)).await?),
+            }
+        }
+        fail_point!("late tables copied");
+        Ok((at, plans))
+    }
+
+    /// Applies what has happened to the tables since their copy, and hands them over.
+    async fn catch_up(&self, source: &PeerSession, copied: Lsn, plans: Vec<TablePlan>) -> Result<(), Error> {
+        let (context, mirror) = (self.context, &self.context.mirror);
+        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+        context.catalog.set_table_states(mirror.id, &names, TableState::Catchup.as_str()).await?;
+        let (mut at, began) = (Some(copied), Instant::now());
+        loop {
+            let (mut lane, _wanted, tracker) = self.open_lane(source, at, copied, &plans).await?;
+            loop {
+                let (goal, begun) = (slot::push_wal(source).await?, Instant::now());
+                lane.run_to(&context.stop, Some(goal)).await?;
+                tracker.report_tables(&context.catalog, mirror.id).await?;
+                if begun.elapsed() < near(began.elapsed()) {
+                    break;
+                }
+            }
+            fail_point!("lane is near");
+            let (boundary, release) = self.hold_main().await?;
+            fail_point!("main stream held");
+            let until = lane.stop_at(boundary);
+            let arrive = async {
+                slot::push_wal(source).await?;
+                lane.run_to(&context.stop, Some(until)).await
+            };
+            match tokio::time::timeout(HOLD_MAX, arrive).await {
+                Ok(arrived) => arrived?,
+                // What lies beyond was left out; the lane reads it again, from where the target is.
+                Err(_) => {
+                    release.send(None).map_err(|_| Error::Stopped)?;
+                    at = None;
+                    continue;
+                }
+            }
+            tracker.report_tables(&context.catalog, mirror.id).await?;
+            return self.hand_over(source, lane.applied(), plans, release).await;
+        }
+    }
+
+    /// Opens the tables' lane: at their copy, or where an earlier one has left off.
+    async fn open_lane(
+        &self,
+        source: &PeerSession,
+        at: Option<Lsn>,
+        copied: Lsn,
+        plans: &[TablePlan],
+    ) -> Result<(Apply, watch::Sender<Lsn>, Tracker), Error> {
+        let mirror = &self.context.mirror;
+        let (peer, name) = (&mirror.target_name, &mirror.object_name);
+        let sink = PostgresSink::open_late_lane(peer, &mirror.target, name, self.context.epoch, at).await?;
+        let applied = sink.applied();
+        let in_order = sink.triggers_fire();
+        let tables = Tables { in_order, ..self.tables(source, sink.session(), plans, copied).await? };
+        sink.use_operators_of(&type_schemas(&tables)).await?;
+        slot::free(source, &self.name).await?;
+        let replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
+        let stream = replication.start(&self.name, applied, &publication::names(&self.name), tables.binary).await?;
+        let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
+        // Nobody gives orders to a lane.
+        let (_, orders) = mpsc::channel(1);
+        let limits = Limits::of(&mirror.options);
+        let (assembler, tracker) = (Assembler::new(tables, applied), Tracker::default());
+        let lane = Apply::new(stream, assembler, sink, limits, applied, tracker.clone(), wanted_changes, orders);
+        Ok((lane, wanted, tracker))
+    }
+
+    /// Describes the tables on both sides; changes are taken from `from` on.
+    async fn tables(
+        &self,
+        source: &PeerSession,
+        target: &PeerSession,
+        plans: &[TablePlan],
+        from: Lsn,
+    ) -> Result<Tables, Error> {
+        let targets = describe_targets(target, plans).await?;
+        let types = column_types(source, plans).await?;
+        let as_text = self.context.values_come_as_text();
+        let binary = source.version >= 140_000 && !as_text && all_binary(plans, &types, &targets);
+        Ok(Tables {
+            plans: plans.iter().map(|p| (p.source.name.clone(), p.clone())).collect(),
+            targets,
+            types,
+            binary,
+            in_order: false,
+            routes: plans.iter().map(|p| (p.source.name.clone(), Route::From(from))).collect(),
+            others_come: true,
+        })
+    }
+
+    /// Lets the main stream stand still at the end of a transaction; returns where that is, and what releases it.
+    async fn hold_main(&self) -> Result<(Lsn, Release), Error> {
+        let ((at, boundary), (release, released)) = (oneshot::channel(), oneshot::channel());
+        self.main.tell(Order::Hold { at, released }).await?;
+        // The main stream's end is told by others.
+        let boundary = boundary.await.map_err(|_| Error::Stopped)?;
+        Ok((boundary, release))
+    }
+
+    /// The target has what commits before `from` of the tables, and nothing after it; the main stream has not gone beyond that.
+    async fn hand_over(
+        &self,
+        source: &PeerSession,
+        from: Lsn,
+        plans: Vec<TablePlan>,
+        release: Release,
+    ) -> Result<(), Error> {
+        let (context, mirror) = (self.context, &self.context.mirror);
+        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+        let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
+        let tables = self.tables(source, &target, &plans, from).await?;
+        target.run("begin").await?;
+        progress_row::hold(&target, &mirror.object_name, LATE_LANE, context.epoch).await?;
+        marks::set(&target, &mirror.object_name, &names, from).await?;
+        progress_row::close_lane(&target, &mirror.object_name, LATE_LANE).await?;
+        fail_point!("late tables marked");
+        target.run("commit").await?;
+        fail_point!("hand-over recorded on the target");
+        context.catalog.set_tables_from(mirror.id, &names, Some(from)).await?;
+        let message = format!("{} late tables are handed over to the main stream", names.len());
+        context.event(&Event::info("copy", message).at(from)).await?;
+        fail_point!("hand-over recorded in the catalog");
+        self.main.expected.lock().await.plans.extend(plans);
+        if (self.main.binary && !tables.binary) || !type_schemas(&tables).is_subset(&self.main.type_schemas) {
+            return Err(Error::Restart);
+        }
+        release.send(Some(tables)).map_err(|_| Error::Stopped)?;
+        while self.main.tracker.applied() < from {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        context.catalog.set_table_states(mirror.id, &names, TableState::Live.as_str()).await?;
+        Ok(())
+    }
+
+    /// Returns whether a table may go on; what stands in its way alone stops it, and all else is the caller's.
+    async fn passes(&self, table: &TableName, result: Result<(), Error>) -> Result<bool, Error> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(Error::Blocked(problem)) => {
+                self.block(table, problem).await?;
+                Ok(false)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// What the lane cannot write stops the table that it is of; the others are copied once more. All of them, if it is of none.
+    async fn block_some(&self, tables: &[TableName], problem: &Problem) -> Result<(), Error> {
+        let of = problem.table.as_deref().filter(|t| tables.contains(t));
+        for table in tables.iter().filter(|t| of.is_none_or(|of| of == *t)) {
+            self.block(table, problem.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn block(&self, table: &TableName, problem: Problem) -> Result<(), Error> {
+        block(self.context, table, problem).await
+    }
+}
+
+/// Stops a table; what has no hint yet says how to go on.
+///
+/// # Errors
+/// [`Error::Transient`] if the catalog cannot be reached.
+pub async fn block(context: &Context, table: &TableName, mut problem: Problem) -> Result<(), Error> {
+    let again = format!("RESYNC MIRROR {} TABLE {} copies it anew.", quote_ident(&context.mirror.name), table.quoted());
+    problem.hint = Some(match problem.hint.take() {
+        Some(hint) => format!("{hint} {again}"),
+        None => again,
+    });
+    tracing::error!(relation = %table, sqlstate = %problem.sqlstate, error = problem.message, "table stopped");
+    let failure = problem.failure(1, None);
+    context.catalog.set_table_failure(context.mirror.id, table, &failure, problem.lsn).await?;
+    for kind in [TaskKind::AlterMirror, TaskKind::ResyncMirror] {
+        let sqlstate = problem.sqlstate.to_string();
+        context.catalog.fail_tasks(context.mirror.id, kind, &sqlstate, &problem.message).await?;
+    }
+    Ok(())
+}
+
+/// Returns how far behind a lane may be when the main stream is asked to stand still: a second, and more when it has been trying for long.
+/// Where more comes all the time than two streams can take, it would never be near.
+fn near(trying: Duration) -> Duration {
+    (NEAR + trying / 20).min(HOLD_MAX / 2)
+}
+
+fn type_schemas(tables: &Tables) -> BTreeSet<String> {
+    tables.targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_that_is_never_near_is_waited_for_longer() {
+        assert_eq!(near(Duration::ZERO), NEAR);
+        assert_eq!(near(Duration::from_secs(60)), Duration::from_secs(4));
+        assert_eq!(near(Duration::from_secs(3600)), HOLD_MAX / 2);
+    }
+}
