@@ -329,10 +329,8 @@ public class Pgjdbc {
             try (Connection connection = gate("preferQueryMode", mode, "prepareThreshold", "5")) {
                 plainSql(connection, mode.equals("simple"));
                 transactions(connection);
-                // In its simple mode the driver writes values in parentheses, which no utility statement takes: see docs/clients.md.
-                if (!mode.equals("simple")) {
-                    parameters(connection);
-                }
+                // In its simple mode the driver writes them into the text, in parentheses.
+                parameters(connection);
                 errors(connection);
                 execute(connection, "drop peer kept");
             }

@@ -200,13 +200,23 @@ impl<'a> Cursor<'a> {
         Ok(truncated(&self.long_ident()?).to_owned())
     }
 
-    /// Returns whether a value begins here.
+    /// Returns whether a string begins here.
     pub(super) fn is_string(&self) -> bool {
         self.peek().is_some_and(|t| is_string(&t.token))
     }
 
-    /// Reads a literal, a word standing for one (`true`, `require`), or a parameter.
+    /// Reads a value: a literal, a word standing for one (`true`, `require`), or a parameter. It may stand in parentheses: pgjdbc puts
+    /// values there when it writes them into a text.
     pub(super) fn value(&mut self) -> Result<Value, Refusal> {
+        if !self.eat(&Punctuation::LParen) {
+            return self.bare_value();
+        }
+        let value = self.bare_value()?;
+        self.expect(&Punctuation::RParen)?;
+        Ok(value)
+    }
+
+    fn bare_value(&mut self) -> Result<Value, Refusal> {
         let Some(placed) = self.peek() else { return Err(self.unexpected()) };
         let value = match &placed.token {
             token if is_string(token) => return self.string(),

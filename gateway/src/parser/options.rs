@@ -33,7 +33,7 @@ pub(super) fn options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<
         }
         seen.push(name.clone());
         spans.add(format!("option.{name}"), at);
-        if !cursor.eat(&Punctuation::Eq) && !cursor.is_string() {
+        if !cursor.eat(&Punctuation::Eq) && !cursor.is_string() && !cursor.is(&Punctuation::LParen) {
             return Err(cursor.unexpected());
         }
         spans.add(format!("option.{name}.value"), cursor.position());

@@ -147,8 +147,18 @@ fn what_is_not_ours_is_theirs() {
 }
 
 #[test]
+fn a_value_may_stand_in_parentheses() {
+    let bare = "create peer p from postgres with (host = 'h', port = 5, user 'it''s', password = $1, validate = false)";
+    let within = "create peer p from postgres with (host = ('h'), port = (5), user ('it''s'), password = ($1), validate = (false))";
+    assert_eq!(ours(within).statement, ours(bare).statement);
+}
+
+#[test]
 fn syntax_errors_are_postgres_own_words_at_the_token() {
     for (text, message, at) in [
+        ("create peer a from postgres with (x = ())", "syntax error at or near \")\"", 39),
+        ("create peer a from postgres with (x = (('v')))", "syntax error at or near \"(\"", 39),
+        ("create peer a from postgres with (x = ('v', y = 1)", "syntax error at or near \",\"", 42),
         ("create peer", "syntax error at end of input", 11),
         ("create peer shop", "syntax error at end of input", 16),
         ("create peer shop frm postgres", "syntax error at or near \"frm\"", 17),
