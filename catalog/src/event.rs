@@ -34,6 +34,11 @@ impl Event {
         Event { level: "warning", ..Event::info(kind, message) }
     }
 
+    /// Makes an event of level `error`.
+    pub fn error(kind: &'static str, message: impl Into<String>) -> Event {
+        Event { level: "error", ..Event::info(kind, message) }
+    }
+
     /// Says where in the source's WAL it happened.
     pub fn at(self, lsn: Lsn) -> Event {
         Event { lsn: Some(lsn), ..self }

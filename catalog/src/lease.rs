@@ -1,7 +1,8 @@
 //! Leases: which process may run a mirror, and as which epoch.
 //!
 //! A lease keeps two processes from doing the same work; it does not keep a late writer out. That is the epoch's job: the target
-//! refuses writes of an older one. So nothing here depends on clocks being right.
+//! refuses writes of an older one. So nothing here depends on clocks being right. Leases are measured by the catalog's clock alone; one that
+//! holds for longer than a minute from now was given before that clock was set back, and counts for nothing.
 
 use std::time::Duration;
 
@@ -36,7 +37,8 @@ impl Catalog {
     pub async fn assignments(&self, node_id: &str) -> Result<Vec<Assignment>, Error> {
         let query = "
             select d.id, d.name, d.desired_state = 'running', concat_ws(' ', d.updated_at, s.updated_at, t.updated_at),
-                   l.node_id = $1 and l.expires_at > now(), l.expires_at <= now() or l.node_id = $1,
+                   l.node_id = $1 and l.expires_at > now(),
+                   l.expires_at <= now() or l.node_id = $1 or l.expires_at > now() + interval '1 minute',
                    exists (select from peergate.tasks k where k.mirror_id = d.id and k.state in ('pending', 'running')), r.state
             from peergate.mirror_definitions d
             join peergate.peers s on s.id = d.source_id
@@ -66,7 +68,8 @@ impl Catalog {
         let statement = "
             update peergate.mirror_leases
             set node_id = $2, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $3)
-            where mirror_id = $1 and (expires_at <= clock_timestamp() or node_id = $2)
+            where mirror_id = $1
+              and (expires_at <= clock_timestamp() or node_id = $2 or expires_at > clock_timestamp() + interval '1 minute')
             returning epoch";
         let row = self.client().await?.query_opt(statement, &[&mirror_id, &node_id, &ttl.as_secs_f64()]).await?;
         Ok(row.map(|r| r.get(0)))

@@ -17,6 +17,7 @@ pub mod notify;
 pub mod peer;
 pub mod removal;
 pub mod secret;
+pub mod slot;
 pub mod task;
 pub mod tls;
 pub mod watch;

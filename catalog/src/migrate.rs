@@ -20,6 +20,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0007_mirror_trust", include_str!("../../migrations/0007_mirror_trust.sql")),
     ("0008_table_states", include_str!("../../migrations/0008_table_states.sql")),
     ("0009_alter_mirror", include_str!("../../migrations/0009_alter_mirror.sql")),
+    ("0010_slot_health", include_str!("../../migrations/0010_slot_health.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

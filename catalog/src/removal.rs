@@ -21,6 +21,8 @@ pub struct Removal {
     pub keep_target_metadata: bool,
     /// Failed attempts so far.
     pub attempt: i32,
+    /// This attempt is the last: a peer that cannot be cleaned up is given up.
+    pub force: bool,
 }
 
 impl Catalog {
@@ -29,7 +31,7 @@ impl Catalog {
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
     pub async fn due_removals(&self) -> Result<Vec<Removal>, Error> {
-        let query = "select mirror_id, mirror, object_name, source, target, keep_target_metadata, attempt
+        let query = "select mirror_id, mirror, object_name, source, target, keep_target_metadata, attempt, force
                      from peergate.mirror_drops where retry_at <= now() order by mirror_id";
         let rows = self.client().await?.query(query, &[]).await?;
         let removal = |row: tokio_postgres::Row| Removal {
@@ -40,6 +42,7 @@ impl Catalog {
             target: row.get(4),
             keep_target_metadata: row.get(5),
             attempt: row.get(6),
+            force: row.get(7),
         };
         Ok(rows.into_iter().map(removal).collect())
     }
@@ -55,6 +58,18 @@ impl Catalog {
         transaction.execute("delete from peergate.mirror_leases where mirror_id = $1", &[&mirror_id]).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// Notes in the open tasks of the mirror what is left on its peers, and ends them: nobody will remove it any more.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn give_up_removal(&self, mirror_id: i64, sqlstate: &str, left: &str) -> Result<(), Error> {
+        let statement = "
+            update peergate.tasks set state = 'completed', progress = 1, finished_at = clock_timestamp(), error_sqlstate = $2, error_message = $3
+            where mirror_id = $1 and kind = 'drop_mirror' and state in ('pending', 'running')";
+        self.client().await?.execute(statement, &[&mirror_id, &sqlstate, &left]).await?;
+        self.finish_removal(mirror_id).await
     }
 
     /// Notes that an attempt failed and when the next one is due, in seconds.

@@ -419,11 +419,12 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
         Statement::GrantPeer { peers, roles } => change_privileges(sql, "grant_peer", peers, roles, nonce),
         Statement::RevokePeer { peers, roles } => change_privileges(sql, "revoke_peer", peers, roles, nonce),
         Statement::CreateMirror(mirror) => create_mirror(sql, mirror, nonce),
-        Statement::DropMirror { names, if_exists, keep_target_metadata } => {
+        Statement::DropMirror { names, if_exists, keep_target_metadata, force } => {
             sql.push("CALL peergate.drop_mirror(");
             array(sql, names);
             sql.flag("if_exists", *if_exists);
             sql.flag("keep_target_metadata", *keep_target_metadata);
+            sql.flag("force", *force);
             sql.finish(nonce);
         }
         Statement::AlterMirror { name, change } => alter_mirror(sql, name, change, nonce),

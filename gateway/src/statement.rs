@@ -29,6 +29,8 @@ pub enum Statement {
         if_exists: bool,
         /// The progress row on the target stays.
         keep_target_metadata: bool,
+        /// A peer that cannot be reached is given up.
+        force: bool,
     },
     /// `ALTER MIRROR`.
     AlterMirror {
@@ -324,14 +326,10 @@ impl fmt::Display for Statement {
                 write!(f, "CREATE MIRROR {exists}{} FROM {} TO {} ", Ident(name), Ident(source), Ident(target))?;
                 write!(f, "{selection}{}", With(options))
             }
-            Statement::DropMirror { names, if_exists, keep_target_metadata } => {
-                let exists = when(*if_exists, "IF EXISTS ");
-                write!(
-                    f,
-                    "DROP MIRROR {exists}{}{}",
-                    idents(names),
-                    when(*keep_target_metadata, " KEEP TARGET METADATA")
-                )
+            Statement::DropMirror { names, if_exists, keep_target_metadata, force } => {
+                let (exists, keep) =
+                    (when(*if_exists, "IF EXISTS "), when(*keep_target_metadata, " KEEP TARGET METADATA"));
+                write!(f, "DROP MIRROR {exists}{}{keep}{}", idents(names), when(*force, " FORCE"))
             }
             Statement::AlterMirror { name, change } => write!(f, "ALTER MIRROR {} {change}", Ident(name)),
             Statement::ResyncMirror { name, if_exists, tables } => {

@@ -16,6 +16,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument;
 
 use crate::error::{Error, Problem};
+use crate::guard;
 use crate::removal;
 use crate::state::{Action, Local, MirrorState, reconcile};
 use crate::worker::{self, Context, Outcome, Stop};
@@ -86,6 +87,8 @@ pub async fn run(catalog: Catalog, options: EngineOptions, mut shutdown: watch::
         removing: HashSet::new(),
         renewed: Instant::now(),
     };
+    let mut guard = JoinSet::new();
+    guard.spawn(guard::watch(engine.catalog.clone(), engine.node_id.clone()));
     let mut notifications: Option<mpsc::Receiver<String>> = None;
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     let mut renew = tokio::time::interval(RENEW_INTERVAL);
@@ -121,6 +124,7 @@ pub async fn run(catalog: Catalog, options: EngineOptions, mut shutdown: watch::
             tracing::warn!(error = %error, "catalog cannot be read");
         }
     }
+    guard.shutdown().await;
     engine.shut_down().await;
     Ok(())
 }

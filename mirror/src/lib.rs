@@ -18,6 +18,7 @@ pub mod batch;
 pub mod copy;
 pub mod engine;
 pub mod error;
+mod guard;
 pub mod late;
 pub mod prepare;
 pub mod progress;

@@ -85,6 +85,7 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     fail_point!("publications recorded");
     let with_copy = mirror.options.mode != Mode::StreamOnly;
     let mut replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
+    replication.make_failover_slots(mirror.options.failover_slot);
     let identity = replication.identify_system().await?;
     let locks = lock_tables(context, &plans).await?;
     fail_point!("source tables locked");

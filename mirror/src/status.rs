@@ -123,6 +123,10 @@ impl Tracker {
         self.lock().status.applied
     }
 
+    fn flushed(&self) -> Lsn {
+        self.lock().status.flushed
+    }
+
     /// Tells the catalog what has changed since it was last told.
     ///
     /// # Errors
@@ -155,6 +159,31 @@ impl Tracker {
     }
 }
 
+/// A message of a few bytes that travels from the source's WAL to the target's disk now and then: how long that takes is the mirror's
+/// latency when nothing else happens.
+struct Heartbeat {
+    interval: Duration,
+    sent: Instant,
+    /// Where the one that is under way is.
+    awaited: Option<Lsn>,
+}
+
+impl Heartbeat {
+    fn new(interval: Duration) -> Heartbeat {
+        Heartbeat { interval, sent: Instant::now(), awaited: None }
+    }
+
+    /// Whether the next one is due. One at a time: a late one is not hidden by the next.
+    fn is_due(&self) -> bool {
+        !self.interval.is_zero() && self.awaited.is_none() && self.sent.elapsed() >= self.interval
+    }
+
+    /// Returns how long the one that is under way has taken, if `flushed` has reached it.
+    fn arrived(&mut self, flushed: Lsn) -> Option<Duration> {
+        self.awaited.take_if(|position| flushed >= *position).map(|_| self.sent.elapsed())
+    }
+}
+
 /// Reports until an error: at a steady pace while something changes, and promptly while a statement waits for the mirror. Now and then
 /// also looks whether the source still publishes all that it should, as nothing else would tell.
 ///
@@ -172,8 +201,9 @@ pub async fn report_forever(
     let catalog = &context.catalog;
     let mut sampled: Option<Instant> = None;
     let mut announced = 0;
+    let mut heartbeat = Heartbeat::new(context.mirror.options.heartbeat_interval);
     loop {
-        let waiting = announced > 0 || *wanted.borrow() > tracker.applied();
+        let waiting = announced > 0 || heartbeat.awaited.is_some() || *wanted.borrow() > tracker.applied();
         let pause = if waiting { WAITED_FOR_INTERVAL } else { BUSY_INTERVAL };
         tokio::select! {
             () = context.waited_for.notified() => announced = ANNOUNCED_SAMPLES,
@@ -197,6 +227,14 @@ pub async fn report_forever(
             if asked {
                 wanted.send_replace(position);
             }
+        }
+        if let Some(latency) = heartbeat.arrived(tracker.flushed()) {
+            tracker.update(|s| s.latency = Some(latency));
+        } else if heartbeat.is_due() {
+            heartbeat.sent = Instant::now();
+            let position = slot::push_wal(&source).await?;
+            heartbeat.awaited = Some(position);
+            wanted.send_if_modified(|wanted| std::mem::replace(wanted, position.max(*wanted)) < position);
         }
         tracker.report(context).await?;
     }

@@ -2,7 +2,7 @@
 
 use catalog::cluster::StopMode;
 
-use crate::support::{ask, spawn_engine, start, start_servers};
+use crate::support::{ask, eventually, spawn_engine, start, start_servers};
 
 /// A table without a key shows every row that comes twice.
 const SCHEMA: &str = "create table log (id bigint, n int); create table t (id int primary key, n int not null)";
@@ -100,4 +100,50 @@ async fn one_of_two_processes_has_the_mirror_and_the_other_takes_over() {
     fixture.assert_equal().await;
     stop.send_replace(true);
     other.await.unwrap().unwrap();
+}
+
+/// What passes on the target is waited for, however it is said: a full disk, a lock that is not to be had, a deadlock.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_on_the_target_is_retried_and_nothing_is_lost() {
+    let fixture = start().await;
+    fixture.source.batch_execute(SCHEMA).await.unwrap();
+    fixture.source.batch_execute("insert into t values (1, 0), (2, 0)").await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    for (n, code) in ["53100", "53200", "55P03", "40001"].into_iter().enumerate() {
+        let refuse = format!(
+            "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no room' using errcode = '{code}'; end $$;
+             create trigger refuse before insert on log for each row execute function refuse(); alter table log enable always trigger refuse"
+        );
+        fixture.target.batch_execute(&refuse).await.unwrap();
+        fixture
+            .source
+            .batch_execute(&format!("insert into log select i, {n} from generate_series(1, 100) i"))
+            .await
+            .unwrap();
+        fixture
+            .wait_until(
+                "select state || ' ' || error_sqlstate from peergate.mirror_status where attempt >= 2",
+                &format!("retrying {code}"),
+            )
+            .await;
+        let alarm = format!("select level from peergate.mirror_events where sqlstate = '{code}'");
+        assert_eq!(fixture.ask(&alarm).await, "warning");
+        fixture.target.batch_execute("drop function refuse cascade").await.unwrap();
+        fixture.caught_up().await;
+    }
+    // A real deadlock, of which the mirror's session is the victim: it looks for one sooner.
+    fixture.target.batch_execute("alter database dwh set deadlock_timeout = '5s'").await.unwrap();
+    fixture.control.batch_execute("call peergate.pause_mirror('m')").await.unwrap();
+    fixture.wait_for_state("paused").await;
+    let other = fixture.connect_target().await;
+    other.batch_execute("set deadlock_timeout = '60s'; begin; update t set n = n where id = 2").await.unwrap();
+    fixture.source.batch_execute("update t set n = n + 1").await.unwrap();
+    fixture.control.batch_execute("call peergate.resume_mirror('m')").await.unwrap();
+    let waits = "select count(*) > 0 from pg_stat_activity where datname = 'dwh' and application_name = 'peergate' and wait_event_type = 'Lock'";
+    assert!(eventually(async || ask(&fixture.target, waits).await == "t").await);
+    other.batch_execute("update t set n = n where id = 1; rollback").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+    assert_eq!(fixture.ask("select level from peergate.mirror_events where sqlstate = '40P01'").await, "warning");
 }

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{Fixture, ask, eventually, start, start_servers};
+use catalog::Catalog;
+use catalog::connect::Connector;
+use catalog::peer::PeerOptions;
+
+use crate::proxy::Proxy;
+use crate::support::{Fixture, ask, eventually, spawn_engine, start, start_servers};
 
 async fn streaming(fixture: &Fixture, options: &str) {
     fixture.source.batch_execute("create table t (id int primary key)").await.unwrap();
@@ -33,6 +38,41 @@ async fn an_owner_that_stands_still_amid_a_batch_is_ended_by_whoever_takes_over(
     fixture.caught_up().await;
     fixture.assert_equal().await;
     assert!(hung.batch_execute("commit").await.is_err(), "its transaction is over");
+}
+
+/// The owner reaches source and target, and not the catalog: on a connection into nothing, which no error ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_cut_off_from_the_catalog_is_replaced_and_writes_no_more() {
+    let fixture = start_servers(&[]).await;
+    let proxy = Proxy::start(fixture.cluster.port()).await;
+    let options = PeerOptions::plain([
+        ("host", "127.0.0.1".to_owned()),
+        ("port", proxy.port().to_string()),
+        ("user", "postgres".to_owned()),
+        ("database", "control".to_owned()),
+    ]);
+    let cut_off = Catalog::new(Connector::new(&options).unwrap(), fixture.catalog.keyring().clone()).unwrap();
+    let (stop_first, first) = spawn_engine(&cut_off, "node-1");
+    streaming(&fixture, "{}").await;
+    assert_eq!(fixture.ask("select node_id from peergate.mirror_status").await, "node-1");
+    let epoch = fixture.ask("select epoch from peergate.mirror_leases").await;
+    proxy.stall();
+    let (stop_second, second) = spawn_engine(&fixture.catalog, "node-2");
+    fixture.source.batch_execute("insert into t values (1)").await.unwrap();
+    fixture.wait_until("select node_id from peergate.mirror_status where state = 'running'", "node-2").await;
+    fixture.source.batch_execute("insert into t values (2)").await.unwrap();
+    fixture.caught_up().await;
+    // Awake again it finds that the mirror is another's.
+    proxy.pass();
+    fixture.source.batch_execute("insert into t values (3)").await.unwrap();
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+    assert_eq!(fixture.ask("select node_id from peergate.mirror_status").await, "node-2");
+    assert_eq!(ask(&fixture.target, &format!("select epoch > {epoch} from peergate.progress")).await, "t");
+    for (stop, engine) in [(stop_first, first), (stop_second, second)] {
+        stop.send_replace(true);
+        engine.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +146,7 @@ async fn a_role_that_may_not_use_origins_mirrors_all_the_same() {
     fixture.target.batch_execute(role).await.unwrap();
     let options = format!(
         r#"{{"host": "127.0.0.1", "port": "{}", "user": "writer", "database": "dwh"}}"#,
-        fixture.cluster.port()
+        fixture.target_cluster().port()
     );
     fixture
         .control

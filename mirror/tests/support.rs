@@ -99,7 +99,7 @@ async fn start_with(settings: &'static [(&'static str, &'static str)], proxied: 
 }
 
 /// The servers that source and target run on: `PEERGATE_PG_BIN_SOURCE` and `PEERGATE_PG_BIN_TARGET` name their folders.
-fn binaries() -> [Binaries; 2] {
+pub(crate) fn binaries() -> [Binaries; 2] {
     ["PEERGATE_PG_BIN_SOURCE", "PEERGATE_PG_BIN_TARGET"].map(|variable| match std::env::var_os(variable) {
         Some(folder) if !folder.is_empty() => Binaries::in_directory(folder.as_ref()).unwrap(),
         _ => Binaries::find(None).unwrap(),

@@ -69,6 +69,8 @@ codes! {
     OUT_OF_MEMORY = b"53200";
     /// too_many_connections.
     TOO_MANY_CONNECTIONS = b"53300";
+    /// configuration_limit_exceeded: a slot keeps more WAL than its budget.
+    CONFIGURATION_LIMIT_EXCEEDED = b"53400";
     /// program_limit_exceeded.
     PROGRAM_LIMIT_EXCEEDED = b"54000";
     /// object_not_in_prerequisite_state.

@@ -55,6 +55,10 @@ pub struct MirrorOptions {
     pub silence_max: Duration,
     /// Mark the transactions on the target with a replication origin, if the role may.
     pub replication_origin: bool,
+    /// Make the slot one that standbys of the source can synchronize.
+    pub failover_slot: bool,
+    /// How often a heartbeat is sent from the source to the target; zero: never.
+    pub heartbeat_interval: Duration,
 }
 
 /// The least silence that can mean anything: a walsender is asked to answer every ten seconds.
@@ -95,6 +99,8 @@ impl MirrorOptions {
             sync_interval: seconds("sync_interval")?,
             silence_max: seconds("wal_receiver_timeout")?.clamp(SILENCE_MIN, SILENCE_LIMIT),
             replication_origin: text("replication_origin")? == "true",
+            failover_slot: text("failover_slot")? == "true",
+            heartbeat_interval: seconds("heartbeat_interval")?,
         })
     }
 }

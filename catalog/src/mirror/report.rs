@@ -35,6 +35,8 @@ pub struct Status {
     pub lag: Duration,
     /// Totals.
     pub totals: Applied,
+    /// How long the last heartbeat took; `None`: none since the worker began.
+    pub latency: Option<Duration>,
 }
 
 /// An error as `mirror_status` shows it.
@@ -176,12 +178,13 @@ impl Catalog {
                 source_lsn = greatest(coalesce($5::text::pg_lsn, source_lsn), $3::text::pg_lsn),
                 source_lsn_at = coalesce($6::text::timestamptz, source_lsn_at),
                 commit_time = coalesce('2000-01-01 00:00:00+00'::timestamptz + $7 * interval '1 microsecond', commit_time),
-                lag_seconds = $8, rows_applied = $9, bytes_applied = $10, transactions_applied = $11, updated_at = clock_timestamp()
+                lag_seconds = $8, rows_applied = $9, bytes_applied = $10, transactions_applied = $11, latency_seconds = coalesce($13, latency_seconds),
+                updated_at = clock_timestamp()
             where mirror_id = $1 and exists (select from peergate.mirror_leases l where l.mirror_id = $1 and l.epoch = $12)";
         let (source, at) = status.source.clone().map(|(lsn, at)| (lsn.to_string(), at)).unzip();
         // As a double: microseconds since 2000 are exact in it until the year 2285.
         let commit_time = status.commit_time.map(|t| t as f64);
-        let parameters: [&(dyn ToSql + Sync); 12] = [
+        let parameters: [&(dyn ToSql + Sync); 13] = [
             &mirror_id,
             &status.received.to_string(),
             &status.applied.to_string(),
@@ -194,6 +197,7 @@ impl Catalog {
             &status.totals.bytes,
             &status.totals.transactions,
             &epoch,
+            &status.latency.map(|l| l.as_secs_f64()),
         ];
         Ok(self.execute(statement, &parameters).await? > 0)
     }

@@ -26,14 +26,15 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     Ok(Ours { statement, spans })
 }
 
-/// `DROP MIRROR [IF EXISTS] name, … [KEEP TARGET METADATA]`
+/// `DROP MIRROR [IF EXISTS] name, … [KEEP TARGET METADATA] [FORCE]`
 pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let mut spans = Spans::default();
     cursor.expect_words(&["DROP", "MIRROR"])?;
     let if_exists = cursor.eat_condition(&["IF", "EXISTS"])?;
     let names = names(cursor, &mut spans)?;
     let keep_target_metadata = cursor.eat_condition(&["KEEP", "TARGET", "METADATA"])?;
-    Ok(Ours { statement: Statement::DropMirror { names, if_exists, keep_target_metadata }, spans })
+    let force = cursor.eat_word("FORCE");
+    Ok(Ours { statement: Statement::DropMirror { names, if_exists, keep_target_metadata, force }, spans })
 }
 
 /// `ALTER MIRROR name { ADD TABLE item, … | DROP TABLE table, … | REFRESH TABLES | SKIP TO LSN 'lsn' | SET ( … ) | RESET ( … ) | RENAME TO name }`

@@ -89,6 +89,8 @@ fn what_is_printed_parses_to_the_same() {
             "CREATE MIRROR m FROM a TO b FOR TABLES IN SCHEMA p TO q",
         ),
         ("drop mirror if exists m, n keep target metadata", "DROP MIRROR IF EXISTS m, n KEEP TARGET METADATA"),
+        ("drop mirror m keep target metadata force", "DROP MIRROR m KEEP TARGET METADATA FORCE"),
+        ("drop mirror force force", "DROP MIRROR force FORCE"),
         ("pause mirror if exists \"if\"", "PAUSE MIRROR IF EXISTS \"if\""),
         ("resume /* x */ mirror m -- y", "RESUME MIRROR m"),
         ("wait for mirror m", "WAIT FOR MIRROR m"),

@@ -39,6 +39,10 @@ fn each_statement_becomes_its_call() {
             "drop mirror if exists m keep target metadata",
             "CALL peergate.drop_mirror(ARRAY['m']::pg_catalog.text[], if_exists => true, keep_target_metadata => true, nonce => 'n0')",
         ),
+        (
+            "drop mirror m force",
+            "CALL peergate.drop_mirror(ARRAY['m']::pg_catalog.text[], force => true, nonce => 'n0')",
+        ),
         ("pause mirror m", "CALL peergate.pause_mirror('m', nonce => 'n0')"),
         ("resume mirror if exists m", "CALL peergate.resume_mirror('m', if_exists => true, nonce => 'n0')"),
         (

@@ -54,6 +54,9 @@ const END_ATTEMPTS: u32 = 100;
 /// those of earlier owners can be found, by whoever may end them.
 const MARK: &str = "pg_catalog.hashtext('peergate/' || $1), ($2::int8 % 2147483647)::int4";
 
+/// An epoch that no owner has: all are earlier.
+pub const AFTER_ALL: i64 = 2_147_483_646;
+
 /// Ends the sessions on the target that write for the mirror with this epoch or an older one: to be done at the beginning of an attempt,
 /// when none of them is to be there. Newer owners are left alone. Where the role may not do that, they are waited for in
 /// [`claim`].

@@ -50,6 +50,7 @@ pub struct ReplicationConnection {
     buffer: BytesMut,
     /// What is sent gathers in a buffer of ours, as on TCP.
     gathers: bool,
+    failover: bool,
 }
 
 impl ReplicationConnection {
@@ -73,6 +74,7 @@ impl ReplicationConnection {
             gathers: !matches!(session.socket, Socket::Unix(_)),
             io: session.socket,
             buffer: BytesMut::new(),
+            failover: false,
         };
         // The walsender prints values with its session's settings.
         match tokio::time::timeout(attempt.timeout, connection.query(PINNED)).await {
@@ -161,6 +163,11 @@ impl ReplicationConnection {
         Ok(rows.first().and_then(|r| r.get(1)?.clone()).unwrap_or_default())
     }
 
+    /// Makes slots from now on that standbys can synchronize, on servers that can (17 and later).
+    pub fn make_failover_slots(&mut self, failover: bool) {
+        self.failover = failover;
+    }
+
     /// Makes a logical slot; with `export_snapshot`, also a snapshot of the database at exactly its consistent point.
     ///
     /// # Errors
@@ -172,9 +179,10 @@ impl ReplicationConnection {
         server_version: u32,
     ) -> Result<CreatedSlot, Error> {
         let slot = quote_ident(slot);
+        let failover = if self.failover && server_version >= 170_000 { ", FAILOVER true" } else { "" };
         let command = match (export_snapshot, server_version >= 150_000) {
-            (true, true) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')"),
-            (false, true) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'nothing')"),
+            (true, true) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export'{failover})"),
+            (false, true) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})"),
             (true, false) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT"),
             (false, false) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput NOEXPORT_SNAPSHOT"),
         };

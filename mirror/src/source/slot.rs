@@ -1,5 +1,6 @@
 //! The mirror's slot, as SQL sees it. Making it and streaming from it is [`super::replication`]'s.
 
+use catalog::slot::SlotHealth;
 use pg::{Lsn, SqlState};
 
 use crate::error::{Error, Problem};
@@ -27,6 +28,28 @@ pub async fn facts(source: &PeerSession, slot: &str) -> Result<Option<SlotFacts>
         active_pid: row.get(1),
         lost: row.get(2),
         foreign: row.get(3),
+    }))
+}
+
+/// Returns what the slot holds back on the source.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn health(source: &PeerSession, slot: &str) -> Result<SlotHealth, Error> {
+    let query = "
+        select case when s.restart_lsn is not null then pg_catalog.pg_wal_lsn_diff(w.wal_end, s.restart_lsn)::int8 end,
+               coalesce(s.wal_status, 'lost'), s.safe_wal_size, (pg_catalog.to_jsonb(s) ->> 'failover')::boolean, s.confirmed_flush_lsn::text
+        from pg_catalog.pg_replication_slots s,
+             (select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+                          else pg_catalog.pg_current_wal_lsn() end as wal_end) w
+        where s.slot_name = $1";
+    let row = source.client.query_opt(query, &[&slot]).await.map_err(|e| source.error(&e))?;
+    Ok(row.map_or_else(SlotHealth::missing, |row| SlotHealth {
+        wal_bytes: row.get(0),
+        wal_status: row.get(1),
+        safe_wal_size: row.get(2),
+        failover: row.get(3),
+        confirmed_flush: row.get::<_, Option<&str>>(4).and_then(|t| t.parse().ok()),
     }))
 }
 

@@ -177,7 +177,8 @@ impl ReplicationStream {
                         _ => Err(Error::protocol(&self.peer, "malformed error")),
                     };
                 }
-                b'c' => return Err(Error::connection(&self.peer, "the server ended the stream")),
+                // CopyDone, and CommandComplete: a server that is shut down in an orderly way says goodbye.
+                b'c' | b'C' => return Err(Error::connection(&self.peer, "the server ended the stream")),
                 tag => return Err(Error::protocol(&self.peer, format!("unexpected message {:?}", char::from(tag)))),
             }
         }
