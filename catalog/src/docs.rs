@@ -11,6 +11,9 @@ const INTERNAL: &[&str] = &[
     "mirror_table_runtime",
     "mirror_drops",
     "mirror_leases",
+    "peer_import_runs",
+    "peer_objects",
+    "peer_schemas",
     "peer_secrets",
     "schema_migrations",
 ];

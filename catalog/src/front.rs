@@ -1,5 +1,7 @@
 //! What the gateway itself asks of the catalog, beside the sessions that it relays.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use crate::peer::PeerOptions;
@@ -26,6 +28,36 @@ pub struct PeerAccess {
     pub allowed: bool,
     /// How to connect to it; an error if its secrets cannot be opened.
     pub options: Result<PeerOptions, SecretError>,
+}
+
+/// The payload of the notification that peers were made, changed or dropped.
+pub const PEERS_CHANGED: &str = "peers";
+
+/// A peer for a session that is kept.
+#[derive(Debug)]
+pub struct PeerLink {
+    /// The peer.
+    pub peer: PeerAccess,
+    /// Another value when its options have changed, as `peergate.peer_version` has it.
+    pub version: String,
+}
+
+/// What a gateway knows of a peer, to find its tables in texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerEntry {
+    /// Its tables are being brought in for the first time.
+    pub importing: bool,
+    /// Its schemas that have foreign tables.
+    pub schemas: HashMap<String, PeerSchema>,
+}
+
+/// A schema of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSchema {
+    /// The schema of the catalog that holds its tables.
+    pub local: String,
+    /// There is a table of that name in the peer's schema `public`, too.
+    pub is_table: bool,
 }
 
 /// What would become of a CREATE PEER, as far as it can be told without running it.
@@ -74,6 +106,49 @@ impl Catalog {
             allowed: row.get(1),
             options: PeerOptions::from_document(&row.get::<_, Value>(2), self.keyring()),
         }))
+    }
+
+    /// As [`Catalog::peer_access`], with the peer's version.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be asked.
+    pub async fn peer_link(&self, role: &str, peer: &str) -> Result<Option<PeerLink>, Error> {
+        let sql = "select owner, peergate.may_use_peer($1, id), peergate.peer_document(id), peergate.peer_version(id) \
+                   from peergate.peers where name = $2";
+        let row = self.client().await?.query_opt(sql, &[&role, &peer]).await?;
+        Ok(row.map(|row| PeerLink {
+            peer: PeerAccess {
+                name: peer.to_owned(),
+                owner: row.get(0),
+                allowed: row.get(1),
+                options: PeerOptions::from_document(&row.get::<_, Value>(2), self.keyring()),
+            },
+            version: row.get(3),
+        }))
+    }
+
+    /// Returns all peers by name, and what stands for their schemas in the catalog.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be asked.
+    pub async fn peer_directory(&self) -> Result<Vec<(String, PeerEntry)>, Error> {
+        let sql = "select p.name, r.state in ('pending', 'running') and r.ended_at is null, s.remote_schema, s.local_schema, \
+                          exists (select from peergate.peer_objects o where o.peer_id = p.id and o.remote_schema = 'public' \
+                                  and o.kind = 'table' and o.name = s.remote_schema) \
+                   from peergate.peers p left join peergate.peer_import_runs r on r.peer_id = p.id \
+                   left join peergate.peer_schemas s on s.peer_id = p.id order by p.name";
+        let mut peers: Vec<(String, PeerEntry)> = Vec::new();
+        for row in self.client().await?.query(sql, &[]).await? {
+            let name: String = row.get(0);
+            if peers.last().is_none_or(|(last, _)| *last != name) {
+                let importing = row.get::<_, Option<bool>>(1).unwrap_or(false);
+                peers.push((name, PeerEntry { importing, ..PeerEntry::default() }));
+            }
+            if let (Some((_, peer)), Some(remote)) = (peers.last_mut(), row.get::<_, Option<String>>(2)) {
+                peer.schemas.insert(remote, PeerSchema { local: row.get(3), is_table: row.get(4) });
+            }
+        }
+        Ok(peers)
     }
 
     /// Tells the engines that somebody waits for a mirror, so that they ask the source for its position at once. Nothing depends

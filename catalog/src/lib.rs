@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod connect;
 pub mod docs;
 pub mod event;
+pub mod foreign;
 pub mod front;
 pub mod lease;
 mod migrate;

@@ -21,6 +21,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0008_table_states", include_str!("../../migrations/0008_table_states.sql")),
     ("0009_alter_mirror", include_str!("../../migrations/0009_alter_mirror.sql")),
     ("0010_slot_health", include_str!("../../migrations/0010_slot_health.sql")),
+    ("0011_execute", include_str!("../../migrations/0011_execute.sql")),
+    ("0012_foreign_tables", include_str!("../../migrations/0012_foreign_tables.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -129,6 +129,9 @@ pub struct RawConfig {
     /// Address and port of /metrics, /healthz and /readyz, in plain HTTP for everybody who reaches it [default: none]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<String>,
+    /// Where the catalog's server reaches a gateway, for foreign tables [default: this process' own gateway, if the catalog is on this machine]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub gateway_address: Option<String>,
     /// What to log, as a tracing filter such as info or warn,gateway=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -272,6 +275,8 @@ pub struct Config {
     pub threads: usize,
     /// Where metrics and health are shown. Default: nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where the catalog's server reaches a gateway: host and port. Default: this process' own gateway, if the catalog is on this machine.
+    pub gateway_address: Option<(String, u16)>,
     /// The key that seals secrets, from `PEERGATE_KEY`; `None`: it is in a file in the data directory.
     pub key: Option<Secret>,
     /// What to log, as a tracing filter. Default `info`.
@@ -376,6 +381,7 @@ impl RawConfig {
             drain_timeout: parsed("drain_timeout", variable("PEERGATE_DRAIN_TIMEOUT"))?,
             threads: parsed("threads", variable("PEERGATE_THREADS"))?,
             metrics_listen: variable("PEERGATE_METRICS_LISTEN"),
+            gateway_address: variable("PEERGATE_GATEWAY_ADDRESS"),
             log: variable("PEERGATE_LOG"),
             config: variable("PEERGATE_CONFIG").map(PathBuf::from),
             password: variable("PEERGATE_PASSWORD").map(Secret),
@@ -409,6 +415,7 @@ impl RawConfig {
             drain_timeout: self.drain_timeout.or(weaker.drain_timeout),
             threads: self.threads.or(weaker.threads),
             metrics_listen: self.metrics_listen.or(weaker.metrics_listen),
+            gateway_address: self.gateway_address.or(weaker.gateway_address),
             log: self.log.or(weaker.log),
             config: self.config.or(weaker.config),
             password: self.password.or(weaker.password),
@@ -471,6 +478,7 @@ impl RawConfig {
                 threads => at_least_one("threads", threads, 1)?,
             },
             metrics_listen: self.metrics_listen.map(|value| parse_address("metrics_listen", &value)).transpose()?,
+            gateway_address: self.gateway_address.map(|value| host_and_port("gateway_address", &value)).transpose()?,
             key: self.key,
             log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })
@@ -511,6 +519,21 @@ fn parse_address(name: &'static str, value: &str) -> Result<SocketAddr, ConfigEr
         .map_err(|error| invalid(format!("{error}; it takes an address and a port, such as 127.0.0.1:9900")))?
         .next()
         .ok_or_else(|| invalid("the name has no address".to_owned()))
+}
+
+/// A host that is looked up where it is used, and a port.
+fn host_and_port(name: &'static str, value: &str) -> Result<(String, u16), ConfigError> {
+    let parts = value.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    match parts {
+        Some((host, port)) if !host.is_empty() => {
+            Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port))
+        }
+        _ => Err(ConfigError::Value {
+            name,
+            value: value.to_owned(),
+            reason: "it takes a host and a port, such as gate.internal:9900".to_owned(),
+        }),
+    }
 }
 
 /// A line is what `initdb` reads from a password file.

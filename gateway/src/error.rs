@@ -62,6 +62,8 @@ pub enum Fatal {
     BackendGone,
     /// There is neither a peer nor a database of that name.
     UnknownDatabase(String),
+    /// The token of a foreign server is not, or no longer, one.
+    TokenRefused(String),
     /// The role may not have sessions on the peer.
     PeerDenied {
         /// The peer.
@@ -99,6 +101,7 @@ impl Fatal {
             Fatal::HeldTooMuch => SqlState::OUT_OF_MEMORY,
             Fatal::LoginTimeout => SqlState::QUERY_CANCELED,
             Fatal::BackendUnreachable => SqlState::CONNECTION_FAILURE,
+            Fatal::TokenRefused(_) => SqlState::INVALID_PASSWORD,
             Fatal::UnknownDatabase(_) => SqlState::UNDEFINED_DATABASE,
             Fatal::PeerDenied { .. } | Fatal::ConsoleDenied => SqlState::INSUFFICIENT_PRIVILEGE,
             Fatal::PeerUnreachable { .. } => SqlState::PEER_UNREACHABLE,
@@ -125,6 +128,7 @@ impl Fatal {
             Fatal::BackendUnreachable => "the catalog cannot be reached".to_owned(),
             Fatal::BackendGone => "terminating connection because its server closed it unexpectedly".to_owned(),
             Fatal::UnknownDatabase(name) => format!("database \"{name}\" does not exist"),
+            Fatal::TokenRefused(user) => format!("password authentication failed for user \"{user}\""),
             Fatal::PeerDenied { peer, .. } => format!("permission denied for peer \"{peer}\""),
             Fatal::PeerUnreachable { peer, .. } => format!("could not connect to peer \"{peer}\""),
             Fatal::ConsoleDenied => "permission denied for the console".to_owned(),

@@ -95,6 +95,44 @@ pub(crate) async fn authenticate(shared: &Shared, client: &mut Client, startup: 
     }
 }
 
+/// Lets a foreign server of the catalog in, by the token that its user mapping holds. Returns the peer.
+///
+/// A token is asked for as it is: it is taken only from this machine or over TLS, is of no use but here and for its peer, and ends with the
+/// peer, with its owner's USAGE, and with the next one.
+///
+/// # Errors
+/// [`Refused`].
+pub(crate) async fn authenticate_token(
+    shared: &Shared,
+    client: &mut Client,
+    startup: &Startup,
+    is_local: bool,
+) -> Result<PeerAccess, Refused> {
+    if !(is_local || client.is_tls()) {
+        return Err(Refused::Fatal(Fatal::TlsRequired));
+    }
+    if let Some(negotiation) = startup.negotiation() {
+        client.io.write_all(&negotiation).await?;
+    }
+    client.io.write_all(&frame(b'R', &3_i32.to_be_bytes())).await?;
+    client.io.flush().await?;
+    let answer = next_frame(&mut client.io, &mut client.read).await?;
+    let token = match answer[0] {
+        b'p' => cstr(&answer[HEADER_BYTES..]).and_then(|(token, _)| std::str::from_utf8(token).ok()),
+        b'X' => return Err(Refused::Told),
+        _ => return Err(Refused::Fatal(Fatal::Protocol("expected a password response"))),
+    };
+    let access = shared.catalog.token_access(&startup.database, token.unwrap_or_default()).await;
+    let access = access.map_err(|error| {
+        tracing::warn!(error = %error, "cannot ask the catalog for a peer");
+        Refused::Fatal(Fatal::BackendUnreachable)
+    })?;
+    access.ok_or_else(|| {
+        shared.events.login(false);
+        Refused::Fatal(Fatal::TokenRefused(startup.user.clone()))
+    })
+}
+
 /// Reads one frame of a login, whole. Nothing is lost if it is dropped and called again.
 pub(crate) async fn next_frame<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> io::Result<BytesMut> {
     loop {

@@ -5,6 +5,7 @@
 //! The parser crate's types do not leave this module.
 
 mod cursor;
+pub(crate) mod execute;
 mod mirror;
 mod options;
 mod peer;
@@ -17,6 +18,7 @@ use crate::split::Slice;
 use crate::statement::Statement;
 use cursor::Cursor;
 pub(crate) use cursor::{NAME_BYTES_MAX, truncated};
+pub use execute::ExecutePeer;
 
 /// What a statement of a query text is to us.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub enum Parsed {
     /// It begins as one of ours that may hold a password but that we do not know yet: PostgreSQL answers its first words, and
     /// must not see, and log, the rest.
     Withheld,
+    /// A text for a peer. [`parse`] does not know the peers and never says this: [`crate::rewrite::plan_with`] does.
+    Execute(ExecutePeer),
+    /// The schema that stands for the first two parts of a table's name; not from [`parse`] either.
+    Relation(String),
     /// Not ours.
     Theirs,
 }
@@ -81,6 +87,11 @@ impl Spans {
     /// The only part is where a refusal stands.
     pub(crate) fn refusal(at: usize) -> Spans {
         Spans(vec![("refusal".to_owned(), at)])
+    }
+
+    /// The only part that can be at fault is the name.
+    pub(crate) fn name(at: usize) -> Spans {
+        Spans(vec![("name".to_owned(), at)])
     }
 
     /// Returns where a part is, in characters from the start of the statement. For one that was not written, where what holds it

@@ -19,6 +19,9 @@ pub fn translate(fields: &mut Fields, rewritten: &Rewritten, ordinal: usize, enc
             Place::Outside(position) => return show(fields, position),
             Place::Inside(index, position) => {
                 show(fields, position);
+                if rewritten.is_name(index) {
+                    return;
+                }
                 &rewritten.placed[index]
             }
         },
@@ -38,6 +41,11 @@ pub fn translate(fields: &mut Fields, rewritten: &Rewritten, ordinal: usize, enc
             }
         }
         return;
+    }
+    if fields.get(b'C') == Some(pg::SqlState::READ_ONLY.as_str().as_bytes())
+        && rewritten.execution(placed.ordinal).is_some()
+    {
+        fields.set(b'M', "cannot execute EXECUTE on a peer in a read-only transaction");
     }
     if let Some(position) = part_at_fault(fields, placed) {
         show(fields, position);

@@ -7,7 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pg::SqlState;
@@ -16,14 +18,22 @@ use tokio::io::AsyncRead;
 use tokio::sync::Notify;
 
 use crate::error::Fatal;
+use crate::execute::PeerSessions;
 use crate::fields::Fields;
 use crate::halves::{Connection, Half};
 use crate::intake::{BUFFER_BYTES, Intake, listen};
-use crate::intercept::{Action, Answer, Interceptor, Question, canceled};
+use crate::intercept::{Action, Answer, Interceptor, Question, Run, canceled};
 use crate::login::without_channel_binding;
 use crate::registry::{Behind, Entry};
 use crate::session::Session;
 use crate::validate::find_out;
+
+/// The version of a directory that has never been looked at.
+const NEVER: u64 = u64::MAX;
+
+/// How long a text waits for the tables of a new peer, and how often it looks.
+const IMPORT_PATIENCE: Duration = Duration::from_secs(15);
+const IMPORT_POLL: Duration = Duration::from_millis(50);
 
 /// A frame that should be seen whole but is larger goes on unseen.
 const INSPECT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -43,6 +53,16 @@ pub(crate) enum End {
 pub(crate) struct Relay {
     session: Session,
     interceptor: RefCell<Interceptor>,
+    /// The sessions on peers that EXECUTE has opened.
+    peer_sessions: PeerSessions,
+    /// Which state of the directory of peers the interceptor has; 0: it has to be asked for anew.
+    peers_version: Cell<u64>,
+    /// They have been looked up for the message that comes now.
+    looked_up: Cell<bool>,
+    /// What holds the client's messages back may be over.
+    let_go: Notify,
+    /// Somebody waits for that.
+    awaits_let_go: Cell<bool>,
     /// The login is through: the first ReadyForQuery was forwarded.
     ready: Cell<bool>,
     became_ready: Notify,
@@ -66,6 +86,11 @@ impl Relay {
         }
         Relay {
             interceptor: RefCell::new(Interceptor::new(session.intercepts, nonce)),
+            peer_sessions: PeerSessions::default(),
+            peers_version: Cell::new(NEVER),
+            looked_up: Cell::new(false),
+            let_go: Notify::new(),
+            awaits_let_go: Cell::new(false),
             session,
             ready: Cell::new(ready),
             became_ready: Notify::new(),
@@ -161,10 +186,27 @@ impl Relay {
                         cut = Cut::default();
                         self.logged_in().await;
                     }
+                    Stop::LookUp => {
+                        server.send(cut.bytes(buffer, &mut out)).await?;
+                        clear(&mut out);
+                        buffer.advance(cut.at);
+                        cut = Cut::default();
+                        Box::pin(self.look_up_peers(buffer)).await;
+                        self.looked_up.set(true);
+                    }
+                    Stop::Held => {
+                        server.send(cut.bytes(buffer, &mut out)).await?;
+                        clear(&mut out);
+                        buffer.advance(cut.at);
+                        cut = Cut::default();
+                        if !Box::pin(self.may_go_on(client, buffer)).await {
+                            return Ok(End::Client);
+                        }
+                    }
                     Stop::Ask(question, size) => {
                         // What came before must not wait for what is found out.
                         out.extend_from_slice(&buffer[cut.run..cut.at]);
-                        if !question.peers.is_empty() {
+                        if !question.peers.is_empty() || question.description.is_some() {
                             server.send(&out).await?;
                             out.clear();
                         }
@@ -175,6 +217,15 @@ impl Relay {
                         out.extend_from_slice(&answer.frame);
                         self.session.announce(answer.waits_for);
                         cut = Cut { run: size, at: size };
+                        if self.interceptor.borrow().holds_back() {
+                            server.send(&out).await?;
+                            clear(&mut out);
+                            buffer.advance(size);
+                            cut = Cut::default();
+                            if !Box::pin(self.may_go_on(client, buffer)).await {
+                                return Ok(End::Client);
+                            }
+                        }
                     }
                 }
             }
@@ -224,10 +275,22 @@ impl Relay {
                 continue;
             }
             let Some(frame) = buffer.get(cut.at..cut.at + header.size) else { return Stop::More };
-            match interceptor.from_client(header.tag, &frame[HEADER_BYTES..]) {
-                Action::Pass => cut.at += header.size,
+            let body = &frame[HEADER_BYTES..];
+            if matches!(header.tag, b'Q' | b'P')
+                && !self.looked_up.replace(false)
+                && (self.peers_version.get() != self.session.shared.peers.version()
+                    || interceptor.awaits_import(header.tag, body))
+            {
+                return Stop::LookUp;
+            }
+            match interceptor.from_client(header.tag, body) {
                 Action::Replace(frame) => cut.replace(header, buffer, &frame, out),
                 Action::Ask(question) => return Stop::Ask(question, header.size),
+                // The others are answers to the server.
+                _ => cut.at += header.size,
+            }
+            if interceptor.holds_back() {
+                return Stop::Held;
             }
         }
     }
@@ -239,6 +302,14 @@ impl Relay {
         client: &mut R,
         buffer: &mut BytesMut,
     ) -> Option<Answer> {
+        if let Some(description) = &question.description {
+            let (shared, user) = (&self.session.shared, &self.session.user);
+            let described = tokio::select! {
+                described = self.peer_sessions.describe(shared, self.entry(), user, description) => described,
+                () = listen(client, buffer) => return None,
+            };
+            return Some(self.interceptor.borrow_mut().described(question, described));
+        }
         let mut findings = Vec::with_capacity(question.peers.len());
         if !question.peers.is_empty() {
             let mut work = self.entry().begin_work();
@@ -259,18 +330,89 @@ impl Relay {
         Some(self.interceptor.borrow_mut().answer(question, findings))
     }
 
-    /// Relays what the server says, until it closes.
-    pub(crate) async fn server_to_client<S, C>(self: Rc<Relay>, server: Half<S>, client: Half<C>) -> End
+    /// Gives the interceptor the peers as they are now, and waits for the tables of one that was made a moment ago if the message that
+    /// `buffer` begins with names them. Not for ever: then PostgreSQL says that they are not there.
+    async fn look_up_peers(&self, buffer: &[u8]) {
+        self.refresh_peers().await;
+        let Ok(Some(header)) = Header::read(buffer) else { return };
+        let Some(frame) = buffer.get(..header.size) else { return };
+        let awaits = || self.interceptor.borrow().awaits_import(header.tag, &frame[HEADER_BYTES..]);
+        let mut work = self.entry().begin_work();
+        let come = async {
+            while awaits() {
+                tokio::time::sleep(IMPORT_POLL).await;
+                self.peers_version.set(0);
+                self.refresh_peers().await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(IMPORT_PATIENCE, come) => {}
+            () = work.canceled() => {}
+        }
+    }
+
+    async fn refresh_peers(&self) {
+        let directory = &self.session.shared.peers;
+        if (self.peers_version.get() == 0 || directory.version() == 0)
+            && self.session.intercepts
+            && let Err(error) = directory.refresh().await
+        {
+            tracing::debug!(error = %error, "cannot ask the catalog for its peers");
+        }
+        let (version, peers) = (directory.version(), directory.current());
+        self.interceptor.borrow_mut().set_peers(peers);
+        // What this session has changed others see when it has committed.
+        let committed = matches!(self.entry().status(), 0 | b'I') || !self.session.intercepts;
+        self.peers_version.set(if committed { version } else { 0 });
+    }
+
+    /// Waits until the client's next message may go on; `false`: the client is gone.
+    async fn may_go_on<R: AsyncRead + Unpin>(&self, client: &mut R, buffer: &mut BytesMut) -> bool {
+        self.awaits_let_go.set(true);
+        let mut gone = pin!(listen(client, buffer));
+        while self.interceptor.borrow().holds_back() {
+            tokio::select! {
+                () = self.let_go.notified() => {}
+                () = &mut gone => return false,
+            }
+        }
+        self.awaits_let_go.set(false);
+        true
+    }
+
+    /// Relays what the server says, until it closes. `upstream` is where it gets what the gateway itself has to say to it.
+    pub(crate) async fn server_to_client<S, C>(
+        self: Rc<Relay>,
+        server: Half<S>,
+        client: Half<C>,
+        upstream: Half<S>,
+    ) -> End
     where
         S: Connection,
         C: Connection,
     {
-        self.reply(server, client).await.unwrap_or(End::Client)
+        self.reply(server, client, upstream).await.unwrap_or(End::Client)
+    }
+
+    /// Does what a message of the server's asks the gateway for; returns what the server gets.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the client's socket.
+    async fn take_turn<C: Connection>(&self, turn: Turn, client: &mut Half<C>) -> io::Result<Vec<u8>> {
+        let execute = match turn {
+            Turn::Reply(said) => return Ok(said),
+            Turn::Execute(execute) => execute,
+        };
+        self.at_boundary.set(false);
+        let (shared, user) = (&self.session.shared, &self.session.user);
+        let result = self.peer_sessions.run(shared, self.entry(), user, *execute, client).await?;
+        self.at_boundary.set(true);
+        Ok(self.interceptor.borrow_mut().has_run(result))
     }
 
     /// # Errors
     /// [`io::Error`] of the client's socket.
-    async fn reply<S, C>(&self, mut server: Half<S>, mut client: Half<C>) -> io::Result<End>
+    async fn reply<S, C>(&self, mut server: Half<S>, mut client: Half<C>, mut upstream: Half<S>) -> io::Result<End>
     where
         S: Connection,
         C: Connection,
@@ -286,17 +428,29 @@ impl Relay {
                 // What comes without having been asked for, such as a notification, makes nobody busy.
                 Ok(_) => {}
             }
-            let mut cut = Cut::default();
-            let Ok(became_ready) = self.walk_server(&mut walker, &buffer, &mut cut, &mut out) else {
-                return Ok(End::Fatal(Fatal::BackendGone));
-            };
-            let bytes = cut.bytes(&buffer, &mut out);
-            self.at_boundary.set(false);
-            client.send(bytes).await?;
-            self.at_boundary.set(walker.at_boundary());
-            self.entry().counters.sent.add(bytes.len());
-            clear(&mut out);
-            buffer.advance(cut.at);
+            let mut became_ready = false;
+            loop {
+                let mut cut = Cut::default();
+                let Ok(walked) = self.walk_server(&mut walker, &buffer, &mut cut, &mut out) else {
+                    return Ok(End::Fatal(Fatal::BackendGone));
+                };
+                became_ready |= walked.became_ready;
+                let bytes = cut.bytes(&buffer, &mut out);
+                self.at_boundary.set(false);
+                client.send(bytes).await?;
+                self.at_boundary.set(walker.at_boundary());
+                self.entry().counters.sent.add(bytes.len());
+                clear(&mut out);
+                buffer.advance(cut.at);
+                if self.awaits_let_go.get() && !self.interceptor.borrow().holds_back() {
+                    self.let_go.notify_waiters();
+                }
+                let Some(turn) = walked.turn else { break };
+                let said = Box::pin(self.take_turn(turn, &mut client)).await?;
+                if upstream.send(&said).await.is_err() {
+                    return Ok(End::Fatal(Fatal::BackendGone));
+                }
+            }
             if became_ready && !self.ready.replace(true) {
                 self.session.shared.events.login(true);
                 self.became_ready.notify_waiters();
@@ -312,19 +466,19 @@ impl Relay {
         }
     }
 
-    /// Goes through what the server has said, and returns whether a ReadyForQuery was in it.
+    /// Goes through what the server has said, as far as it asks nothing of the gateway itself.
     fn walk_server(
         &self,
         walker: &mut Walker,
         buffer: &[u8],
         cut: &mut Cut,
         out: &mut BytesMut,
-    ) -> Result<bool, FrameError> {
+    ) -> Result<Walked, FrameError> {
         let mut interceptor = self.interceptor.borrow_mut();
         let mut became_ready = false;
         loop {
             let header = match walker.step(&buffer[cut.at..])? {
-                Step::More => return Ok(became_ready),
+                Step::More => return Ok(Walked { became_ready, turn: None }),
                 Step::Rest(n) => {
                     cut.at += n;
                     continue;
@@ -340,7 +494,9 @@ impl Relay {
                 cut.at += walker.pass(header, buffer.len() - cut.at);
                 continue;
             }
-            let Some(frame) = buffer.get(cut.at..cut.at + header.size) else { return Ok(became_ready) };
+            let Some(frame) = buffer.get(cut.at..cut.at + header.size) else {
+                return Ok(Walked { became_ready, turn: None });
+            };
             let body = &frame[HEADER_BYTES..];
             became_ready |= header.tag == b'Z';
             let action = if login { self.during_login(header, body) } else { None };
@@ -348,16 +504,39 @@ impl Relay {
             match header.tag {
                 b'Z' => self.became_free(body.first().copied().unwrap_or(0), interceptor.is_idle()),
                 b'E' => self.watch_for_the_end(body),
+                b'C' if body == b"DISCARD ALL\0" => self.peer_sessions.discard(),
                 _ => {}
             }
-            if let Action::Replace(frame) = action {
-                if header.tag == b'C' {
-                    self.session.shared.events.statement(&frame[HEADER_BYTES..]);
+            let turn = match action {
+                Action::Pass | Action::Ask(_) => {
+                    cut.at += header.size;
+                    continue;
                 }
-                cut.replace(header, buffer, &frame, out);
-            } else {
-                cut.at += header.size;
-            }
+                Action::Replace(frame) => {
+                    if header.tag == b'C' {
+                        self.note_statement(&frame[HEADER_BYTES..]);
+                    }
+                    cut.replace(header, buffer, &frame, out);
+                    continue;
+                }
+                Action::Finish(frame) => {
+                    self.note_statement(b"EXECUTE\0");
+                    cut.replace(header, buffer, &frame, out);
+                    continue;
+                }
+                Action::Reply(said) => Turn::Reply(said),
+                Action::Execute(execute) => Turn::Execute(execute),
+            };
+            cut.replace(header, buffer, &[], out);
+            return Ok(Walked { became_ready, turn: Some(turn) });
+        }
+    }
+
+    /// Counts a statement of ours that has been done.
+    fn note_statement(&self, tag: &[u8]) {
+        self.session.shared.events.statement(tag);
+        if tag.ends_with(b" PEER\0") {
+            self.peers_version.set(0);
         }
     }
 
@@ -414,6 +593,22 @@ impl Relay {
     }
 }
 
+/// How far a walk over what the server has said has come.
+struct Walked {
+    /// A ReadyForQuery was there.
+    became_ready: bool,
+    /// It stopped, because the gateway has to do something first.
+    turn: Option<Turn>,
+}
+
+/// What a message of the server's asks the gateway itself for.
+enum Turn {
+    /// This answer.
+    Reply(Vec<u8>),
+    /// To let a peer run something.
+    Execute(Box<Run>),
+}
+
 /// How far a walk over a buffer has come. Up to `run`, all has gone on or is in the output; from there to `at`, it goes on untouched.
 #[derive(Clone, Copy, Default)]
 struct Cut {
@@ -447,6 +642,10 @@ enum Stop {
     More,
     /// A message that must wait for the end of the login.
     Early,
+    /// A text, and the peers that it may name have to be looked up first.
+    LookUp,
+    /// Nothing goes on behind what there is until the server has answered.
+    Held,
     /// A message of that many bytes for which something has to be found out.
     Ask(Box<Question>, usize),
     /// What cannot be a message.

@@ -4,18 +4,26 @@
 //! forwarded as its first words only, which Postgres refuses itself (and does not log a password); any other refusal becomes a
 //! call that raises it. `patch` puts the messages and positions right on the way back.
 
+mod execution;
+mod relation;
+
 use std::ops::Range;
+use std::rc::Rc;
 
 use pg::SqlState;
 use pg::name::quote_literal;
 use serde_json::{Value as Json, json};
 
 use crate::encoding::Encoding;
-use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, parse, truncated};
+use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, execute, parse, truncated};
+use crate::peers::Peers;
 use crate::split::{may_be_ours, split};
 use crate::statement::{
     CreateMirror, CreatePeer, GivenOption, MirrorChange, Role, Selection, Statement, Table, TableMap, Until, Value,
 };
+
+pub use execution::{Execution, Permit, failure, is_failure, success};
+pub use relation::awaits_import;
 
 /// What was found out about a CREATE PEER before it is forwarded.
 #[derive(Clone, PartialEq, Eq)]
@@ -51,18 +59,40 @@ pub struct Plan {
 ///
 /// `conforming` is the session's `standard_conforming_strings`.
 pub fn plan(text: &[u8], encoding: Encoding, conforming: bool) -> Option<Plan> {
-    if !may_be_ours(text) || !encoding.can_split(text) {
+    plan_with(text, encoding, conforming, &Peers::default())
+}
+
+/// As [`plan`], and looks for what is said to the peers by their names, too.
+pub fn plan_with(text: &[u8], encoding: Encoding, conforming: bool, peers: &Peers) -> Option<Plan> {
+    let (may_be_ours, names_a_peer) = (may_be_ours(text), peers.may_be_in(text));
+    if !(may_be_ours || names_a_peer) || !encoding.can_split(text) {
         return None;
     }
     let slices = split(text, conforming);
     let mut pieces = Vec::new();
     for (ordinal, slice) in slices.iter().enumerate() {
         let bytes = &text[slice.range.clone()];
+        if names_a_peer && let Some(execute) = execute::read(slice, text, encoding, conforming, peers) {
+            let (range, stub) = (slice.range.clone(), slice.range.start..slice.range.start);
+            pieces.push(Piece { ordinal, range, stub, parsed: Parsed::Execute(execute) });
+            continue;
+        }
+        let mut parsed = Parsed::Theirs;
         // For words only: characters that cannot be read cannot be in them.
         let lossy = encoding.decode(bytes).unwrap_or_else(|| String::from_utf8_lossy(bytes));
         let readable = encoding.decode(bytes).is_some();
-        let mut parsed = parse(slice, text, &lossy);
+        if may_be_ours {
+            parsed = parse(slice, text, &lossy);
+        }
         if parsed == Parsed::Theirs {
+            if names_a_peer {
+                for (range, schema) in relation::relations(bytes, encoding, conforming, peers) {
+                    let range = slice.range.start + range.start..slice.range.start + range.end;
+                    let stub = range.start..range.start;
+                    // No error is ever about a name as if it were a statement.
+                    pieces.push(Piece { ordinal: usize::MAX, range, stub, parsed: Parsed::Relation(schema) });
+                }
+            }
             continue;
         }
         if !readable {
@@ -91,7 +121,7 @@ fn unreadable(message: &str) -> Parsed {
     })
 }
 
-/// One replaced statement of a rewritten text. All positions are characters from the start of the text, from 0.
+/// One replaced statement of a rewritten text, or the name of a peer's table in a statement that is not ours. All positions are characters from the start of the text, from 0.
 #[derive(Debug)]
 pub struct Placed {
     /// Which statement of the text it is, from 0.
@@ -117,6 +147,8 @@ pub struct Rewritten {
     pub placed: Vec<Placed>,
     /// Mirrors that are waited for.
     pub waits_for: Vec<String>,
+    /// What peers are to run, in order.
+    pub executions: Vec<Rc<Execution>>,
 }
 
 /// Where a position in a rewritten text is in the client's.
@@ -145,6 +177,16 @@ impl Rewritten {
             shift = placed.original.end as isize - placed.replacement.end as isize;
         }
         Place::Outside(position.saturating_add_signed(shift))
+    }
+
+    /// Returns whether only a name was replaced there: what is said of it is PostgreSQL's own.
+    pub(crate) fn is_name(&self, index: usize) -> bool {
+        self.placed[index].ordinal == usize::MAX
+    }
+
+    /// Returns what a peer is to run as the `ordinal`th statement of the text.
+    pub fn execution(&self, ordinal: usize) -> Option<&Rc<Execution>> {
+        self.executions.iter().find(|e| e.ordinal == ordinal)
     }
 
     /// Returns the replaced statement that is the `ordinal`th of the text.
@@ -216,8 +258,12 @@ impl Plan {
     fn write(self, mut replace: impl FnMut(&Ours, &mut Sql)) -> Rewritten {
         let Plan { text, encoding, pieces, .. } = self;
         let text = text.as_slice();
-        let mut out =
-            Rewritten { text: Vec::with_capacity(text.len() + 256), placed: Vec::new(), waits_for: Vec::new() };
+        let mut out = Rewritten {
+            text: Vec::with_capacity(text.len() + 256),
+            placed: Vec::new(),
+            waits_for: Vec::new(),
+            executions: Vec::new(),
+        };
         let (mut copied, mut original, mut new) = (0, 0, 0);
         for piece in pieces {
             let before = encoding.characters(&text[copied..piece.range.start]);
@@ -240,6 +286,22 @@ impl Plan {
                 Parsed::Refused(refusal) => {
                     raise(&mut sql, &refusal);
                     (Spans::refusal(refusal.at), None, false)
+                }
+                Parsed::Execute(execute) => {
+                    sql.push(execution::STATEMENT);
+                    let spans = Spans::name(execute.peer_at);
+                    out.executions.push(Rc::new(Execution {
+                        ordinal: piece.ordinal,
+                        execute,
+                        statement: text[piece.range.clone()].to_vec(),
+                        start: original,
+                        encoding,
+                    }));
+                    (spans, None, false)
+                }
+                Parsed::Relation(schema) => {
+                    sql.push(&schema);
+                    (Spans::default(), None, false)
                 }
                 Parsed::Withheld | Parsed::Theirs => {
                     stub(&mut sql);

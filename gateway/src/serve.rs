@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use catalog::Catalog;
 use catalog::connect::{Connector, chain};
+use catalog::foreign::GatewayAddress;
 use catalog::peer::PeerOptions;
 use catalog::secret::Keyring;
 use gateway::config::{CatalogSource, Config, Secret};
@@ -96,7 +97,13 @@ async fn serve_on(
     if config.role.runs_engine() {
         let options = EngineOptions { node_id: node_id(directory)?, host: host_name(), role: config.role.name() };
         let catalog = access.open(keyring)?;
-        engine = Some(Part::start(|shutdown| engine::run(catalog, options, shutdown)));
+        let importing = catalog.clone();
+        let address = gateway_address(config, gateway.as_ref().map(|(address, _)| *address), catalog.connector());
+        engine = Some(Part::start(|shutdown| async move {
+            // Foreign tables are the engine's process' to keep in step, and nothing of a mirror's waits for them.
+            let mirrors = engine::run(catalog, options, shutdown.clone());
+            tokio::join!(mirrors, importing.keep_foreign_tables(address, shutdown)).0
+        }));
     }
     let _reloading = AbortOnDrop(tokio::spawn(reload_on(hangup, reloader.clone())));
     announce(gateway.as_ref().map(|(address, _)| *address), embedded);
@@ -228,6 +235,27 @@ fn keyring(config: &Config) -> anyhow::Result<Arc<Keyring>> {
         None => Keyring::open_file(&config.data_dir.join("key"))?,
     };
     Ok(Arc::new(keyring))
+}
+
+/// Where the catalog's server reaches a gateway: as configured, or this process' own if both are on this machine.
+fn gateway_address(config: &Config, own: Option<std::net::SocketAddr>, catalog: &Connector) -> Option<GatewayAddress> {
+    if let Some((host, port)) = &config.gateway_address {
+        return Some(GatewayAddress { host: host.clone(), port: *port });
+    }
+    let is_here = |host: &tokio_postgres::config::Host| match host {
+        tokio_postgres::config::Host::Tcp(name) => {
+            name == "localhost" || name.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        }
+        tokio_postgres::config::Host::Unix(_) => true,
+    };
+    let address =
+        own.filter(|_| catalog.attempts().iter().all(|attempt| attempt.config.get_hosts().iter().all(is_here)))?;
+    let host = match address.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
+        ip => ip.to_string(),
+    };
+    Some(GatewayAddress { host, port: address.port() })
 }
 
 /// Who this process is among those that share the catalog; the same after a restart, so that it finds its own mirrors.

@@ -17,6 +17,7 @@ use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
 use crate::intake::HELD_BUFFERS_MAX;
 use crate::metrics::{Events, Figures};
+use crate::peers::Directory;
 use crate::registry::State;
 use crate::reload::Reloader;
 use crate::session::{self, Shared};
@@ -213,6 +214,7 @@ impl Server {
         let (phase, watched) = watch::channel(Phase::Open);
         let shared = Arc::new(Shared {
             backend,
+            peers: Directory::new(catalog.clone()),
             catalog,
             registry: Arc::default(),
             phase: watched,
@@ -263,10 +265,13 @@ impl Server {
             }
         };
         tokio::pin!(stopping);
+        let following = shared.peers.follow();
+        tokio::pin!(following);
         let mut next = 0;
         loop {
             tokio::select! {
                 () = &mut stopping => break,
+                () = &mut following => {}
                 _ = drain_asked.wait_for(|asked| asked.drain), if *phase.borrow() == Phase::Open => {
                     tracing::info!(sessions = shared.registry.len(), "draining until a stop is asked for");
                     phase.send_replace(Phase::Draining);

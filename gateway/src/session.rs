@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::BytesMut;
 use catalog::Catalog;
 use catalog::connect::Attempt;
+use catalog::foreign::TOKEN_ROLE;
 use catalog::wire::Socket;
 use pg::frame::startup_length;
 use pgwire::tokio::server::MaybeTls;
@@ -24,8 +25,9 @@ use crate::admin;
 use crate::backend::{Backend, Connected, cancel, cancel_packet, tune};
 use crate::error::Fatal;
 use crate::halves::Halves;
-use crate::login::{Refused, authenticate, open_peer};
+use crate::login::{Refused, authenticate, authenticate_token, open_peer};
 use crate::metrics::Events;
+use crate::peers::Directory;
 use crate::registry::{Identity, Place, Registry};
 use crate::relay::{End, Relay};
 use crate::reload::Reloader;
@@ -46,6 +48,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Shared {
     pub(crate) backend: Backend,
     pub(crate) catalog: Catalog,
+    /// The peers that can be named.
+    pub(crate) peers: Directory,
     pub(crate) registry: Arc<Registry>,
     pub(crate) cancel_permits: Semaphore,
     /// What sessions may hold of frames that have to be seen whole, as [`crate::intake::HELD_BUFFERS_MAX`] says.
@@ -344,15 +348,25 @@ async fn on_catalog(
 
 /// Serves a session on a peer: the catalog lets the client in, and the gateway logs in on the peer for it.
 async fn on_peer(arrival: Arrival) -> (Client, Option<Fatal>) {
-    let Arrival { shared, place, mut client, startup, deadline } = arrival;
+    let Arrival { shared, place, mut client, mut startup, deadline } = arrival;
+    let is_local = place.entry.client.ip().is_loopback();
     let opened = async {
-        authenticate(&shared, &mut client, &startup).await?;
-        let access = shared.catalog.peer_access(&startup.user, &startup.database).await.map_err(|error| {
-            tracing::warn!(error = %error, "cannot ask the catalog for a peer");
-            Refused::Fatal(Fatal::BackendUnreachable)
-        })?;
-        // Dropped between the look at its name and this one.
-        let access = access.ok_or(Refused::Fatal(Fatal::UnknownDatabase(startup.database.clone())))?;
+        let access = if startup.user == TOKEN_ROLE {
+            let access = authenticate_token(&shared, &mut client, &startup, is_local).await?;
+            if !access.options.as_ref().is_ok_and(|options| options.flag("updatable")) {
+                // The foreign tables say so, too; this holds whatever is asked for with the token.
+                startup.parameters.push((b"options".to_vec(), b"-c default_transaction_read_only=on".to_vec()));
+            }
+            access
+        } else {
+            authenticate(&shared, &mut client, &startup).await?;
+            let access = shared.catalog.peer_access(&startup.user, &startup.database).await.map_err(|error| {
+                tracing::warn!(error = %error, "cannot ask the catalog for a peer");
+                Refused::Fatal(Fatal::BackendUnreachable)
+            })?;
+            // Dropped between the look at its name and this one.
+            access.ok_or(Refused::Fatal(Fatal::UnknownDatabase(startup.database.clone())))?
+        };
         let peer = open_peer(&access, &startup).await.map_err(Refused::Fatal)?;
         client.io.write_all(&peer.greeting).await?;
         client.io.flush().await?;
@@ -462,7 +476,7 @@ async fn relay(session: Session, client: Client, server: Socket, login: Option<I
     // A task for each direction, and one for what can end the session from outside: each is woken often, for itself only.
     let mut tasks = JoinSet::new();
     tasks.spawn_local(relay.clone().client_to_server(client.half(), server.half(), read));
-    tasks.spawn_local(relay.clone().server_to_client(server.half(), client.half()));
+    tasks.spawn_local(relay.clone().server_to_client(server.half(), client.half(), server.half()));
     tasks.spawn_local({
         let relay = relay.clone();
         async move { End::Fatal(control(&relay, login).await) }

@@ -5,7 +5,11 @@
 //!
 //! Source: PostgreSQL source, `src/fe_utils/psqlscan.l`; PostgreSQL docs, sql-syntax-lexical.
 
+mod tokens;
+
 use std::ops::Range;
+
+pub(crate) use tokens::{TokenKind, tokens};
 
 /// How many leading words of a statement are remembered.
 const WORDS_MAX: usize = 5;
@@ -138,26 +142,33 @@ impl Scanner<'_> {
                     self.at += 1;
                     continue;
                 }
-                b'\'' => self.skip_quoted(b'\'', !self.conforming),
-                b'"' => self.skip_quoted(b'"', false),
-                b'$' => self.skip_dollar(),
-                _ if is_ident_start(byte) => self.scan_word(),
-                // A number takes its letters along, so that 1$a$ opens no dollar quote where the server sees none.
-                b'0'..=b'9' => self.at = self.end_of(from, |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.'),
-                b'(' => {
-                    self.current.parens += 1;
-                    self.at += 1;
-                }
-                b')' => {
-                    self.current.parens = self.current.parens.saturating_sub(1);
-                    self.at += 1;
-                }
-                _ => self.at += 1,
+                _ => self.skip_token(byte),
             }
             self.token(from);
         }
         self.finish();
         self.slices
+    }
+
+    /// Skips one token, which begins with `byte` and is neither space nor a comment.
+    fn skip_token(&mut self, byte: u8) {
+        match byte {
+            b'\'' => self.skip_quoted(b'\'', !self.conforming),
+            b'"' => self.skip_quoted(b'"', false),
+            b'$' => self.skip_dollar(),
+            _ if is_ident_start(byte) => self.scan_word(),
+            // A number takes its letters along, so that 1$a$ opens no dollar quote where the server sees none.
+            b'0'..=b'9' => self.at = self.end_of(self.at, |b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.'),
+            b'(' => {
+                self.current.parens += 1;
+                self.at += 1;
+            }
+            b')' => {
+                self.current.parens = self.current.parens.saturating_sub(1);
+                self.at += 1;
+            }
+            _ => self.at += 1,
+        }
     }
 
     fn peek(&self, ahead: usize) -> Option<u8> {

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::rewrite::{PreparedPeer, Rewritten};
+use crate::rewrite::{Execution, PreparedPeer, Rewritten};
 
 /// A prepared statement of ours.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ struct Entry {
     undo: Option<(Vec<u8>, Option<Rc<Prepared>>)>,
     /// A Describe whose last parameter the client must not see.
     hides_parameter: bool,
+    /// What the client gets in place of the answer.
+    instead: Option<Rc<Vec<u8>>>,
 }
 
 /// What an answer belongs to: a rewritten text, and which statement of it.
@@ -160,6 +162,49 @@ impl Tracker {
         }
     }
 
+    /// Notes a Describe that a peer has answered already: the client gets the frame `instead` of what the server says.
+    pub fn sent_described(&mut self, instead: Vec<u8>) {
+        if self.push(Request::Describe, None)
+            && let Some(entry) = self.queue.back_mut()
+        {
+            entry.instead = Some(Rc::new(instead));
+        }
+    }
+
+    /// Returns the frame that takes the place of the answer to the request in front, if it is a Describe that a peer has answered.
+    pub fn instead(&self) -> Option<Rc<Vec<u8>>> {
+        self.queue.front().filter(|_| self.sight == Sight::Clear)?.instead.clone()
+    }
+
+    /// Returns what a statement (`S`) or portal (`P`) runs on a peer.
+    pub fn prepared_execution(&self, kind: u8, name: &[u8]) -> Option<Rc<Execution>> {
+        let rewritten = match kind {
+            b'S' => self.statements.get(name).map(|p| &p.rewritten),
+            _ => self.portals.get(name),
+        };
+        rewritten.and_then(|r| r.executions.first()).cloned()
+    }
+
+    /// Returns what a peer is to run in place of the statement that the server has come to.
+    pub fn execution(&self) -> Option<Rc<Execution>> {
+        let attribution = self.current().filter(|_| self.sight == Sight::Clear)?;
+        attribution.rewritten.execution(attribution.ordinal).cloned()
+    }
+
+    /// Returns whether an answer is outstanding to what a peer is to run.
+    pub fn awaits_execution(&self) -> bool {
+        let on_peer = |e: &Entry| {
+            matches!(e.request, Request::Query | Request::Execute)
+                && e.ours.as_ref().is_some_and(|ours| !ours.executions.is_empty())
+        };
+        self.queue.iter().any(on_peer)
+    }
+
+    /// Returns whether the next request's answers will be told apart.
+    pub fn is_clear(&self) -> bool {
+        self.sight != Sight::Lost
+    }
+
     /// Notes an Execute.
     pub fn sent_execute(&mut self, portal: &[u8]) {
         let ours = self.portals.get(portal).cloned();
@@ -202,7 +247,7 @@ impl Tracker {
         if request == Request::Sync && self.copying_in && !self.queue.iter().any(|e| e.request == Request::CopyEnd) {
             return false;
         }
-        self.queue.push_back(Entry { request, ours, undo: None, hides_parameter: false });
+        self.queue.push_back(Entry { request, ours, undo: None, hides_parameter: false, instead: None });
         true
     }
 

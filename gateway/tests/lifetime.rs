@@ -123,7 +123,7 @@ async fn a_crash_of_the_server_ends_every_client_with_a_reason() {
     })
     .await;
     // The gateway may say that it could not reach the catalog.
-    process.finish(&["catalog"]).await;
+    process.finish(&["catalog", "deadpool"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,7 +144,7 @@ async fn a_server_that_stops_ends_its_clients_and_a_new_one_is_used() {
     socket.write_all(&query("show peers")).await.unwrap();
     assert!(read_until(&mut socket, b'Z').await.0.starts_with('T'));
     drop(socket);
-    process.finish(&["catalog"]).await;
+    process.finish(&["catalog", "deadpool"]).await;
 }
 
 /// Reads up to a ReadyForQuery at the end of what there is; returns how many bytes that was.

@@ -6,6 +6,8 @@ mod admin;
 mod bounds;
 mod crash;
 mod embedded;
+mod execute;
+mod foreign;
 mod hostile;
 mod lifetime;
 mod metrics;

@@ -1,10 +1,13 @@
 //! What must hold whatever arrives: the frames of a session in any pieces, and any text. Shared by the fuzz targets, which feed it what
 //! they find, and by `hostile.rs`, which feeds it seeded random bytes.
 
+use std::sync::OnceLock;
+
 use gateway::encoding::Encoding;
 use gateway::intercept::{Action, Interceptor, canceled};
 use gateway::parser::{Parsed, Refusal, parse};
-use gateway::rewrite::{Findings, Place, Rewritten, plan};
+use gateway::peers::{PeerEntry, PeerSchema, Peers};
+use gateway::rewrite::{Findings, Place, Rewritten, plan, plan_with};
 use gateway::split::{may_be_ours, split};
 use pg::frame::{HEADER_BYTES, Header, Step, Walker};
 
@@ -217,12 +220,27 @@ pub(crate) fn text(data: &[u8]) {
     if !mentions_ours(text) {
         assert!(plan(text, encoding, conforming).is_none());
     }
+    if let Some(planned) = plan_with(text, encoding, conforming, peers()) {
+        let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.peers().count()) };
+        check(text, encoding, conforming, &planned.render(NONCE, findings));
+    }
     let Some(planned) = plan(text, encoding, conforming) else { return };
     let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.peers().count()) };
     check(text, encoding, conforming, &planned.render(NONCE, findings));
     if let Some(planned) = plan(text, encoding, conforming) {
         check(text, encoding, conforming, &planned.render_prepared(NONCE, usize::from(first >> 3)).0);
     }
+}
+
+/// Peers whose names any text may hold by accident.
+fn peers() -> &'static Peers {
+    static PEERS: OnceLock<Peers> = OnceLock::new();
+    PEERS.get_or_init(|| {
+        let schema = |local: &str| PeerSchema { local: local.to_owned(), is_table: false };
+        let schemas = [("p", "é\"x"), ("public", "shop")].map(|(remote, local)| (remote.to_owned(), schema(local)));
+        let entry = PeerEntry { importing: false, schemas: schemas.into() };
+        Peers::with(["p", "a", "peer"].map(|name| (name.to_owned(), entry.clone())))
+    })
 }
 
 fn prints_what_it_is(printed: &str, statement: &gateway::statement::Statement) {

@@ -96,6 +96,8 @@ codes! {
     INTERNAL_ERROR = b"XX000";
     /// Private to Peergate: an INFO message that carries a command tag from a catalog procedure to the gateway.
     COMMAND_TAG = b"PGT01";
+    /// Private to Peergate: an INFO message by which the catalog lets an EXECUTE on a peer go on.
+    EXECUTION_PERMIT = b"PGT02";
 }
 
 impl SqlState {

@@ -42,6 +42,12 @@ impl Config {
             setting("catalog", catalog_name(&self.catalog), "embedded", false),
             setting("data_dir", path(Some(&self.data_dir)), "", false),
             setting("drain_timeout", span(self.drain_timeout), &span(DRAIN_TIMEOUT), true),
+            setting(
+                "gateway_address",
+                self.gateway_address.as_ref().map(|(host, port)| format!("{host}:{port}")).unwrap_or_default(),
+                "",
+                false,
+            ),
             setting("listen", self.listen.to_string(), LISTEN, false),
             setting("log", self.log.clone(), LOG, true),
             setting("login_timeout", span(self.login_timeout), &span(LOGIN_TIMEOUT), true),
