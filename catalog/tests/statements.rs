@@ -79,7 +79,12 @@ async fn plain_dml_on_mirrors_does_what_the_statements_do() {
     client.batch_execute(insert).await.unwrap();
     client.batch_execute("update peergate.mirrors set desired_state = 'paused' where name = 'm'").await.unwrap();
     assert_eq!(fails(&client, "update peergate.mirrors set desired_state = 'on fire'").await.0, "22023");
-    assert_eq!(fails(&client, "update peergate.mirrors set name = 'n'").await.0, "0A000");
+    assert_eq!(fails(&client, "update peergate.mirrors set source = 'dwh'").await.0, "0A000");
+    assert_eq!(fails(&client, r#"update peergate.mirrors set options = '{"mode": "copy_only"}'"#).await.0, "0A000");
+    let update = r#"update peergate.mirrors set name = 'n', options = '{"on_error": "quarantine_table"}'; update peergate.mirrors set name = 'm'"#;
+    client.batch_execute(update).await.unwrap();
+    let options = "select options::text from peergate.mirrors where name = 'm'";
+    assert_eq!(text(&client, options).await, r#"{"on_error": "quarantine_table"}"#);
     assert_eq!(fails(&client, insert).await.0, "42710");
     client.batch_execute("delete from peergate.mirrors where name = 'm'").await.unwrap();
     let kinds = "select string_agg(kind || ' ' || state, ', ' order by id) from peergate.tasks";
