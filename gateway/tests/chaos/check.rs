@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config};
 
 use crate::servers::{World, ask, connect};
 
-/// Asks in one statement, so from one snapshot. Only once the copy is complete, which the progress row says, is there a whole to see.
+/// Asks in one statement, so from one snapshot. There is a whole to see only once the copy is complete, which the progress row says, and
+/// while none of these tables is copied by itself, ahead of the others or behind them: then their marks are not after the progress.
 const LOOK: &str = "
     select p.applied_lsn::text, p.applied_lsn - '0/0', (select sum(n) from acc_a), (select sum(n) from acc_b),
         (select count(*) from mark_a), (select count(*) from mark_b), (select coalesce(sum(id), 0) from mark_a) = (select coalesce(sum(id), 0) from mark_b)
-    from peergate.progress p where p.applied_lsn > '0/0'";
+    from peergate.progress p
+    where p.lane = 0 and p.applied_lsn > '0/0' and not exists (select from peergate.progress where lane <> 0)
+      and 4 = (select count(*) from peergate.progress_tables t
+               where t.source_name in ('acc_a', 'acc_b', 'mark_a', 'mark_b') and t.from_lsn <= p.applied_lsn)";
 
 /// Looks at the target all the time.
 pub(crate) struct Reader {
@@ -79,8 +83,15 @@ impl Reader {
         }
     }
 
-    /// Ends it; returns how often it looked.
+    /// Ends it once it has had a look at a target that nothing disturbs any more; returns how often it looked.
     pub(crate) async fn stop(self) -> Result<u64, String> {
+        let (before, begun) = (self.looks.load(Ordering::Relaxed), Instant::now());
+        while self.looks.load(Ordering::Relaxed) == before && !self.running.is_finished() {
+            if begun.elapsed() > Duration::from_secs(60) {
+                return Err("the reader never finds the target whole".to_owned());
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
         self.stop.store(true, Ordering::Relaxed);
         self.running.await.unwrap()?;
         Ok(self.looks.load(Ordering::Relaxed))

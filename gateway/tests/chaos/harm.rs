@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::engine::is_expected;
 use crate::journal::Journal;
-use crate::servers::{Down, World};
+use crate::servers::{Down, World, ask};
 
 /// What was done, and how often.
 #[derive(Default)]
@@ -129,12 +129,13 @@ impl Harm {
                     let _ = client.batch_execute(end).await;
                 }
             }
-            92..96 => {
+            92..95 => {
                 self.note("pauses", "");
                 self.on_catalog(world, "update peergate.mirrors set desired_state = 'paused'").await;
                 self.pause(0..1500).await;
                 self.on_catalog(world, "update peergate.mirrors set desired_state = 'running'").await;
             }
+            95..98 => self.resync(world).await,
             _ => {
                 self.note("calm moments", "");
                 self.pause(500..3000).await;
@@ -155,6 +156,22 @@ impl Harm {
         self.pause(200..4000).await;
         if let Some(engine) = &world.engines[n] {
             engine.signal(Signal::SIGCONT);
+        }
+    }
+
+    /// A table is copied again while the others stream.
+    async fn resync(&mut self, world: &World) {
+        let Ok(control) = world.catalog.connect("control").await else { return };
+        let some = "select jsonb_build_array(jsonb_build_object('schema', source_schema, 'name', source_name))::text
+            from peergate.mirror_tables where state = 'live' order by random() limit 1";
+        let tables = ask(&control, some).await.unwrap_or_default();
+        if tables.is_empty() {
+            return;
+        }
+        self.note("tables copied again", &tables);
+        let call = format!("call peergate.resync_mirror('m', '{}')", tables.replace('\'', "''"));
+        if let Err(error) = control.batch_execute(&call).await {
+            self.journal.note(format!("not copied again: {error:?}"));
         }
     }
 
