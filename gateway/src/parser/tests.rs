@@ -101,6 +101,14 @@ fn what_is_printed_parses_to_the_same() {
         ),
         ("wait for mirror m timeout 10", "WAIT FOR MIRROR m TIMEOUT '10 seconds'"),
         ("wait for mirror m lsn $1 timeout $2", "WAIT FOR MIRROR m LSN $1 TIMEOUT $2"),
+        ("alter mirror m rename to n", "ALTER MIRROR m RENAME TO n"),
+        ("alter mirror m refresh tables", "ALTER MIRROR m REFRESH TABLES"),
+        ("alter mirror m drop table a, s.b", ""),
+        ("alter mirror m skip to lsn '0/1'", ""),
+        ("alter mirror m set (batch_rows_max = 5)", ""),
+        ("alter mirror m reset (batch_rows_max)", ""),
+        ("resync mirror if exists m table a, s.b", ""),
+        ("resync mirror m", "RESYNC MIRROR m"),
         ("show peers", "SHOW PEERS"),
         ("show mirrors", "SHOW MIRRORS"),
         ("show mirror M", "SHOW MIRROR m"),
@@ -137,10 +145,10 @@ fn what_is_not_ours_is_theirs() {
         "show tasks.x",
         "show mirror .x",
         "execute shop ($$ select 1 $$)",
-        "alter mirror m rename to n",
         "validate peer x",
         "create alert a on mirror m",
-        "resync mirror m",
+        "alter table mirror rename to n",
+        "resync table mirror",
     ] {
         assert_eq!(parse_all(text), Parsed::Theirs, "{text}");
     }

@@ -69,7 +69,7 @@ fn everything_around_stays_as_it_is() {
     for text in [
         "select 1",
         "select 'create peer x from postgres'",
-        "create table peers (peer int); alter mirror x set (a = 1)",
+        "create table peers (peer int); alter table mirror set (fillfactor = 50)",
     ] {
         assert!(plan(text.as_bytes(), Encoding::Utf8, true).is_none(), "{text}");
     }
