@@ -103,14 +103,17 @@ async fn errors_cancels_and_handshakes_are_counted() {
     socket.read_u8().await.unwrap();
     socket.write_all(b"plain text, and enough of it").await.unwrap();
     crate::support::read_to_end(&mut socket).await;
-    eventually("both are gone", async || {
+    let sessions = async || {
         let page = get(address, "/metrics").await;
-        page.body.lines().filter(|line| line.starts_with("peergate_sessions{")).all(|line| line.ends_with(" 0"))
-    })
-    .await;
+        let lines = page.body.lines().filter(|line| line.starts_with("peergate_sessions{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum::<f64>()
+    };
+    eventually("both are gone", async || sessions().await == 0.0).await;
     let client = gateway.connect().await;
     let error = gateway.config(gateway.address.port()).connect(NoTls).await.err().unwrap();
     assert_eq!(error.code().unwrap().code(), "53300");
+    // Beside a session there is room for one connection more.
+    eventually("the one that was refused is gone", async || sessions().await == 1.0).await;
     client.cancel_token().cancel_query(NoTls).await.unwrap();
     eventually("the cancel request has come", async || {
         value(&get(address, "/metrics").await, "peergate_cancels_total") == Some(1.0)

@@ -205,9 +205,9 @@ pub(crate) async fn read_to_end(socket: &mut TcpStream) -> Vec<u8> {
     all
 }
 
-/// Asks again until the answer is yes; fails after 10 s.
+/// Asks again until the answer is yes; fails after a minute.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !ask().await {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
