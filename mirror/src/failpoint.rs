@@ -1,6 +1,6 @@
 //! Named points at which tests make the engine fail, stand still, or end its process. In release builds there are none.
 //!
-//! [`fail_point!`] stands at every edge of the state machines: between two things that are not done in one transaction. What must hold is
+//! `fail_point!` stands at every edge of the state machines: between two things that are not done in one transaction. What must hold is
 //! that the next attempt, in this process or another, goes on from there. `tests/failpoints.rs` finds the points in the source and walks
 //! through all of them; a new one needs nothing but its line.
 
@@ -95,7 +95,7 @@ pub fn reached() -> Vec<&'static str> {
     points().reached.clone()
 }
 
-/// Passes a point; see [`fail_point!`].
+/// Passes a point; see `fail_point!`.
 ///
 /// # Errors
 /// [`Error::Transient`] if it is armed with [`Fault::Fail`].

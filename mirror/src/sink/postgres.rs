@@ -1,7 +1,7 @@
 //! Writes batches to a Postgres target.
 //!
-//! Changes are staged by COPY and moved by one statement for each kind and table ([`sets`]); rows that only come are copied into the
-//! table itself; a few, or what must keep its order, are written one by one ([`rows`]). The progress row is written in the same
+//! Changes are staged by COPY and moved by one statement for each kind and table (`sets`); rows that only come are copied into the
+//! table itself; a few, or what must keep its order, are written one by one (`rows`). The progress row is written in the same
 //! transaction.
 
 mod copy_in;
