@@ -68,7 +68,7 @@ async fn look(catalog: &Catalog, node_id: &str, check: &SlotCheck) -> Result<(),
         tracing::warn!(mirror = check.mirror, slot = check.slot, "slot dropped: it kept more than slot_wal_budget");
         let event = Event::error("slot", format!("replication slot \"{}\" was dropped to save the source", check.slot))
             .detail("It kept more than slot_wal_budget, and slot_wal_over_budget is drop_slot.")
-            .hint("The mirror lacks what came since: drop it and create it anew.");
+            .hint("The mirror lacks what came since: RESYNC MIRROR copies it anew.");
         catalog.record_event(check.mirror_id, &check.mirror, node_id, &event).await?;
         return catalog.set_slot_health(check.mirror_id, &SlotHealth::missing(), false).await.map_err(Error::from);
     }
@@ -114,11 +114,11 @@ fn events(check: &SlotCheck, health: &SlotHealth, over: bool) -> Vec<Event> {
             )),
             "lost" => events.push(told(
                 Event::error("slot", format!("the source has removed WAL that replication slot \"{slot}\" needs"))
-                    .hint("Drop the mirror and create it anew: only a new copy helps."),
+                    .hint("Only a new copy helps: RESYNC MIRROR makes one."),
             )),
             "missing" => events.push(told(
                 Event::error("slot", format!("replication slot \"{slot}\" does not exist on the source"))
-                    .hint("Drop the mirror and create it anew: only a new copy helps."),
+                    .hint("Only a new copy helps: RESYNC MIRROR makes one."),
             )),
             _ => {}
         }

@@ -50,7 +50,7 @@ pub struct PostgresSink {
     uses: u64,
     triggers_fire: bool,
     /// The session holds the mirror's replication origin: each transaction is marked.
-    marks: bool,
+    tagged: bool,
     /// The row that a statement for one row could not write.
     suspect: Option<(Arc<TableMap>, Tuple)>,
 }
@@ -102,23 +102,9 @@ impl PostgresSink {
         PostgresSink::on(writer, mirror, epoch).await
     }
 
-    async fn on((target, triggers_fire): (PeerSession, bool), mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
-        let applied = progress_row::claim(&target, mirror, epoch).await?;
-        target.run(SETTINGS).await?;
-        let (mirror, lane) = (mirror.to_owned(), progress_row::MAIN_LANE);
-        Ok(PostgresSink {
-            target,
-            mirror,
-            lane,
-            epoch,
-            applied,
-            in_transaction: false,
-            relations: HashMap::new(),
-            uses: 0,
-            triggers_fire,
-            marks: false,
-            suspect: None,
-        })
+    async fn on(writer: (PeerSession, bool), mirror: &str, epoch: i64) -> Result<PostgresSink, Error> {
+        let applied = progress_row::claim(&writer.0, mirror, epoch).await?;
+        PostgresSink::in_lane(writer, mirror, progress_row::MAIN_LANE, epoch, applied).await
     }
 
     /// Opens a further session for the lane of tables that come later: at their copy, or where the lane was left (`None`).
@@ -132,13 +118,22 @@ impl PostgresSink {
         epoch: i64,
         at: Option<Lsn>,
     ) -> Result<PostgresSink, Error> {
-        let (target, triggers_fire) = open_writer(peer, options).await?;
-        let applied = progress_row::open_late_lane(&target, mirror, epoch, at).await?;
+        let writer = open_writer(peer, options).await?;
+        let applied = progress_row::open_late_lane(&writer.0, mirror, epoch, at).await?;
+        PostgresSink::in_lane(writer, mirror, progress_row::LATE_LANE, epoch, applied).await
+    }
+
+    async fn in_lane(
+        (target, triggers_fire): (PeerSession, bool),
+        mirror: &str,
+        lane: i32,
+        epoch: i64,
+        applied: Lsn,
+    ) -> Result<PostgresSink, Error> {
         target.run(SETTINGS).await?;
-        let (mirror, lane) = (mirror.to_owned(), progress_row::LATE_LANE);
         Ok(PostgresSink {
             target,
-            mirror,
+            mirror: mirror.to_owned(),
             lane,
             epoch,
             applied,
@@ -146,7 +141,7 @@ impl PostgresSink {
             relations: HashMap::new(),
             uses: 0,
             triggers_fire,
-            marks: false,
+            tagged: false,
             suspect: None,
         })
     }
@@ -157,7 +152,7 @@ impl PostgresSink {
     /// [`Error::Transient`] if the session was lost.
     pub async fn tag(&mut self, origin: &str) -> Result<Option<Problem>, Error> {
         match origin::set_up(&self.target, origin).await {
-            Ok(()) => self.marks = true,
+            Ok(()) => self.tagged = true,
             Err(problem) if problem.sqlstate.class() == "08" => return Err(Error::Transient(problem)),
             Err(problem) => return Ok(Some(problem)),
         }
@@ -252,7 +247,7 @@ impl PostgresSink {
         )
         .await?;
         fail_point!("progress written");
-        if self.marks {
+        if self.tagged {
             // Last, and with the commit: what fails before it has marked nothing.
             self.target.run(&format!("{}; commit", origin::mark(end.end_lsn, end.commit_time))).await?;
         } else {
