@@ -122,10 +122,16 @@ async fn only_what_is_durable_is_acknowledged_and_idle_positions_are_too() {
         fixture.target.batch_execute(statement).await.unwrap();
     }
     fixture.target.batch_execute("select pg_reload_conf()").await.unwrap();
-    fixture.source.batch_execute("set synchronous_commit = local; insert into t values (1)").await.unwrap();
-    let after = ask(&fixture.source, "select pg_current_wal_lsn() - '0/0'").await.parse::<u64>().unwrap();
+    // A reload reaches each session in its own time: rows are written until one of their commits waits.
+    fixture.source.batch_execute("set synchronous_commit = local; create sequence ids").await.unwrap();
     let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and application_name = 'peergate'";
-    assert!(eventually(async || ask(&fixture.target, waits).await == "1").await, "the commit does not wait");
+    let written = eventually(async || {
+        fixture.source.batch_execute("insert into t select nextval('ids')").await.unwrap();
+        ask(&fixture.target, waits).await == "1"
+    });
+    assert!(written.await, "no commit waits");
+    fixture.source.batch_execute("insert into t select nextval('ids')").await.unwrap();
+    let after = ask(&fixture.source, "select pg_current_wal_lsn() - '0/0'").await.parse::<u64>().unwrap();
     // The walsender hears from us at least every five seconds, whatever happens.
     let heard = "select reply_time > now() from pg_stat_replication"
         .replace("now()", &format!("'{}'", ask(&fixture.source, "select clock_timestamp() + '1 s'").await));
