@@ -9,6 +9,7 @@ demo:
 	target/release/peergate demo
 
 # Everything: unit, golden and integration tests, on real servers that they start themselves on free ports.
+test: export TMPDIR := $(shell scripts/tmpdir.sh)
 test:
 	scripts/setup.sh tests
 	cargo build -p gateway --bin peergate
@@ -48,6 +49,7 @@ fuzz:
 	done
 
 # The golden cases by real psql. CASE=name runs one, UPDATE=1 rewrites what they expect.
+golden: export TMPDIR := $(shell scripts/tmpdir.sh)
 golden:
 	scripts/setup.sh
 	cargo test -p sql-tests --test main golden
@@ -64,12 +66,14 @@ regress:
 
 # A random schema and load while engines, servers and networks die and come back, for MINUTES (default 10); CHAOS_SEED repeats a run's choices.
 chaos: MINUTES ?= 10
+chaos: export TMPDIR := $(shell scripts/tmpdir.sh)
 chaos:
 	scripts/setup.sh
 	CHAOS_SECONDS=$$(($(MINUTES) * 60)) cargo test -p gateway --test chaos -- --nocapture
 
 # The engine's tests with sources and targets of PostgreSQL 13 to 18, whose servers it fetches; writes docs/compatibility.md.
 # PAIRS="13:18 17:15" runs these (source:target) only.
+matrix: export TMPDIR := $(shell scripts/tmpdir.sh)
 matrix:
 	scripts/setup.sh
 	scripts/matrix.sh
