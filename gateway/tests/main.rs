@@ -13,6 +13,7 @@ mod lifetime;
 mod metrics;
 mod peers;
 mod process;
+mod processes;
 mod properties;
 mod protocol;
 mod relay;
