@@ -2,6 +2,8 @@
 //!
 //! Not for: connections on which the protocol is spoken by hand (`wire`, which uses the same [`Attempt`]s).
 
+mod kind;
+
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -9,10 +11,13 @@ use std::time::Duration;
 use fallible_iterator::FallibleIterator;
 use pg::SqlState;
 use postgres_protocol::message::backend;
-use tokio_postgres::config::{ChannelBinding, SslMode, TargetSessionAttrs};
+use rand::seq::SliceRandom;
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 
-use crate::peer::{GivenPeer, PeerOptions};
+pub(crate) use self::kind::QUERY as KIND_QUERY;
+pub use self::kind::ServerKind;
+use crate::peer::PeerOptions;
 use crate::tls::PeerTls;
 use crate::wire;
 
@@ -133,6 +138,8 @@ pub struct Attempt {
     pub tls: PeerTls,
     /// Host and port, for messages.
     pub address: String,
+    /// What the server must be.
+    pub kind: ServerKind,
     /// How long the attempt may take.
     pub timeout: Duration,
 }
@@ -152,7 +159,16 @@ impl Attempt {
                 tracing::debug!(address, error = chain(&error), "session ended");
             }
         });
+        if self.kind != ServerKind::Any {
+            let row = client.query_one(KIND_QUERY, &[]).await.map_err(|e| ConnectError::at(&self.address, &e))?;
+            self.check_kind(row.get(0), row.get(1))?;
+        }
         Ok(client)
+    }
+
+    /// Checks that the server is what is wanted.
+    pub(crate) fn check_kind(&self, standby: bool, read_only: bool) -> Result<(), ConnectError> {
+        self.kind.objection(standby, read_only).map_or(Ok(()), |what| Err(ConnectError::at_address(self, what)))
     }
 }
 
@@ -177,26 +193,29 @@ impl Connector {
         if !matches!(ports.len(), 0 | 1) && ports.len() != count {
             return Err(ConnectError::new(format!("could not match {} port numbers to {count} hosts", ports.len())));
         }
+        let mut order: Vec<usize> = (0..count).collect();
+        if options.get("load_balance_hosts") == Some("random") {
+            order.shuffle(&mut rand::rng());
+        }
         let mut attempts = Vec::new();
-        for n in 0..count {
+        for (kind, n) in ServerKind::wanted(options).iter().flat_map(|kind| order.iter().map(move |n| (*kind, *n))) {
             let host = hosts.get(n).map_or("localhost", String::as_str);
             let port = if ports.len() == 1 { &ports[0] } else { ports.get(n).map_or("5432", String::as_str) };
             let port: u16 = port.parse().map_err(|_| ConnectError::new(format!("invalid port number: \"{port}\"")))?;
-            let mut config = base_config(options);
-            config.host(host).port(port);
+            let mut config = base_config(options, host, port)?;
             if let Some(address) = addresses.get(n) {
                 let parsed = address.parse();
                 config.hostaddr(parsed.map_err(|_| ConnectError::new(format!("invalid hostaddr: \"{address}\"")))?);
             }
             let timeout = options.get("connect_timeout").and_then(|t| t.parse().ok()).unwrap_or(10);
+            let timeout = Duration::from_secs(timeout);
             let address =
                 if host.starts_with('/') { format!("{host}/.s.PGSQL.{port}") } else { format!("{host}:{port}") };
             // A Unix socket never uses TLS, whatever sslmode says.
             for mode in if host.starts_with('/') { &[SslMode::Disable][..] } else { tls_order(options) } {
                 let mut config = config.clone();
                 config.ssl_mode(*mode);
-                let timeout = Duration::from_secs(timeout);
-                attempts.push(Attempt { config, tls: tls.clone(), address: address.clone(), timeout });
+                attempts.push(Attempt { config, tls: tls.clone(), address: address.clone(), kind, timeout });
             }
         }
         Ok(Connector { attempts })
@@ -251,40 +270,54 @@ impl Connector {
     }
 }
 
-fn base_config(options: &PeerOptions) -> Config {
+fn base_config(options: &PeerOptions, host: &str, port: u16) -> Result<Config, ConnectError> {
     let mut config = Config::new();
-    let seconds = |name: &str| options.get(name).and_then(|t| t.parse().ok()).map(Duration::from_secs);
+    config.host(host).port(port);
+    let number = |name: &str, default: u64| options.get(name).and_then(|t| t.parse().ok()).unwrap_or(default);
+    let seconds = |name: &str, default: u64| Duration::from_secs(number(name, default));
     let user = options.get("user").unwrap_or_default();
+    let database = options.get("database").unwrap_or(user);
     config.user(user);
-    config.dbname(options.get("database").unwrap_or(user));
-    if let Some(password) = options.get("password") {
+    config.dbname(database);
+    if let Some(password) = options.password(host, port, database, user).map_err(ConnectError::new)? {
         config.password(password);
     }
     if let Some(text) = options.get("options") {
         config.options(text);
     }
-    config.application_name(options.get("application_name").unwrap_or("peergate"));
+    let name = options.get("application_name").or_else(|| options.get("fallback_application_name"));
+    config.application_name(name.unwrap_or("peergate"));
     config.keepalives(options.get("keepalives").is_none_or(|_| options.flag("keepalives")));
-    config.keepalives_idle(seconds("keepalives_idle").unwrap_or(Duration::from_secs(60)));
-    config.keepalives_interval(Duration::from_secs(10));
-    config.keepalives_retries(6);
-    config.tcp_user_timeout(Duration::from_secs(60));
+    config.keepalives_idle(seconds("keepalives_idle", 60));
+    config.keepalives_interval(seconds("keepalives_interval", 10));
+    config.keepalives_retries(u32::try_from(number("keepalives_count", 6)).unwrap_or(6));
+    match number("tcp_user_timeout", 60_000) {
+        0 => {}
+        milliseconds => drop(config.tcp_user_timeout(Duration::from_millis(milliseconds))),
+    }
     config.target_session_attrs(match options.get("target_session_attrs") {
         Some("read-write") => TargetSessionAttrs::ReadWrite,
         Some("read-only") => TargetSessionAttrs::ReadOnly,
         _ => TargetSessionAttrs::Any,
     });
+    if options.get("sslnegotiation") == Some("direct") {
+        config.ssl_negotiation(SslNegotiation::Direct);
+    }
     config.channel_binding(match options.get("channel_binding") {
         Some("disable") => ChannelBinding::Disable,
         Some("require") => ChannelBinding::Require,
         _ => ChannelBinding::Prefer,
     });
-    config
+    Ok(config)
 }
 
 fn tls_order(options: &PeerOptions) -> &'static [SslMode] {
     if options.flag("disable_tls") {
         return &[SslMode::Disable];
+    }
+    // A server that is not asked whether it speaks TLS can only be spoken to in TLS.
+    if options.get("sslnegotiation") == Some("direct") && options.get("sslmode") != Some("disable") {
+        return &[SslMode::Require];
     }
     match options.get("sslmode") {
         None if options.flag("require_tls") => &[SslMode::Require],
@@ -299,9 +332,9 @@ fn tls_order(options: &PeerOptions) -> &'static [SslMode] {
 ///
 /// # Errors
 /// [`ConnectError`] with the server's own message.
-pub async fn check_peer(peer: &GivenPeer) -> Result<(), ConnectError> {
+pub async fn check_peer(peer: &PeerOptions) -> Result<(), ConnectError> {
     let check = async {
-        let connector = Connector::new(&peer.peer_options())?;
+        let connector = Connector::new(peer)?;
         let (client, attempt) = connector.connect().await?;
         let version = server_version(&client).await.map_err(|e| ConnectError::at(&attempt.address, &e))?;
         if version < OLDEST_VERSION {
@@ -359,6 +392,18 @@ mod tests {
         );
         let wrong = PeerOptions::plain([("host", "a,b,c".to_owned()), ("port", "1,2".to_owned())]);
         assert!(Connector::new(&wrong).is_err());
+    }
+
+    #[test]
+    fn hosts_are_tried_again_for_the_next_best_kind() {
+        let options = [("host", "a,b"), ("sslmode", "disable"), ("target_session_attrs", "prefer-standby")];
+        let options = PeerOptions::plain(options.map(|(k, v)| (k, v.to_owned())));
+        let connector = Connector::new(&options).unwrap();
+        let tried: Vec<_> = connector.attempts().iter().map(|a| (a.address.as_str(), a.kind)).collect();
+        let (standby, any) = (ServerKind::Standby, ServerKind::Any);
+        assert_eq!(tried, [("a:5432", standby), ("b:5432", standby), ("a:5432", any), ("b:5432", any)]);
+        assert_eq!(standby.objection(false, false), Some("server is not in hot standby mode"));
+        assert_eq!(any.objection(false, false), None);
     }
 
     #[test]

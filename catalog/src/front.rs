@@ -60,26 +60,31 @@ pub struct PeerSchema {
     pub is_table: bool,
 }
 
-/// What would become of a CREATE PEER, as far as it can be told without running it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What would become of a statement about a peer, as far as it can be told without running it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prospects {
     /// The role may run it.
     pub allowed: bool,
-    /// There is a peer of that name already.
-    pub exists: bool,
+    /// The role may have files and environment variables of the server read.
+    pub reads_files: bool,
+    /// The peer of that name, as `peergate.peer_document` has it; `None` if there is none.
+    pub peer: Option<Value>,
 }
 
 impl Catalog {
-    /// Tells whether `role` may create peers, and whether there is one named `peer`.
+    /// Tells whether `role` may call `routine` about the peer of that name, and what there is of that name. An owner may change a peer, and
+    /// whoever may use one may have it looked at.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be asked, or the role is not there.
-    pub async fn create_peer_prospects(&self, role: &str, peer: &str) -> Result<Prospects, Error> {
-        let sql = "select has_schema_privilege($1, 'peergate', 'usage') and has_function_privilege($1, p.oid, 'execute'), \
-                   exists (select from peergate.peers where name = $2) \
-                   from pg_proc p where p.pronamespace = 'peergate'::regnamespace and p.proname = 'create_peer'";
-        let row = self.client().await?.query_one(sql, &[&role, &peer]).await?;
-        Ok(Prospects { allowed: row.get(0), exists: row.get(1) })
+    pub async fn peer_prospects(&self, role: &str, routine: &str, peer: &str) -> Result<Prospects, Error> {
+        let sql = "select has_schema_privilege($1, 'peergate', 'usage') and has_function_privilege($1, f.oid, 'execute')
+                          and (p.id is null or peergate.owns_peer($1, p.id) or $2 = 'validate_peer' and peergate.may_validate_peer($1, p.id)),
+                          peergate.peer_document(p.id), peergate.may_read_server_files($1)
+                   from pg_proc f left join peergate.peers p on p.name = $3
+                   where f.pronamespace = 'peergate'::regnamespace and f.proname = $2";
+        let row = self.client().await?.query_one(sql, &[&role, &routine, &peer]).await?;
+        Ok(Prospects { allowed: row.get(0), peer: row.get(1), reads_files: row.get(2) })
     }
 
     /// Tells whether there is a peer named `database`, and which ones `role` may have sessions on. A role that does not exist may none.

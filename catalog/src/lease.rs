@@ -36,7 +36,7 @@ impl Catalog {
     /// [`Error`] if the catalog cannot be reached.
     pub async fn assignments(&self, node_id: &str) -> Result<Vec<Assignment>, Error> {
         let query = "
-            select d.id, d.name, d.desired_state = 'running', concat_ws(' ', d.updated_at, s.updated_at, t.updated_at),
+            select d.id, d.name, d.desired_state = 'running', concat_ws(' ', d.updated_at, s.id, s.generation, t.id, t.generation),
                    l.node_id = $1 and l.expires_at > now(),
                    l.expires_at <= now() or l.node_id = $1 or l.expires_at > now() + interval '1 minute',
                    exists (select from peergate.tasks k where k.mirror_id = d.id and k.state in ('pending', 'running')), r.state

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod connect;
+pub mod contents;
 pub mod docs;
 pub mod event;
 pub mod foreign;
@@ -16,7 +17,9 @@ pub mod mirror;
 pub mod node;
 pub mod notify;
 pub mod peer;
+pub mod preflight;
 pub mod removal;
+mod roles;
 pub mod secret;
 pub mod slot;
 pub mod task;

@@ -4,7 +4,7 @@ use pg::name::quote_literal;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use crate::Error;
+use crate::{Error, roles};
 
 /// Held while migrating, so that two processes that start at once take turns. The number is `peergate` in ASCII.
 const LOCK: i64 = 0x7065_6572_6761_7465;
@@ -23,6 +23,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0010_slot_health", include_str!("../../migrations/0010_slot_health.sql")),
     ("0011_execute", include_str!("../../migrations/0011_execute.sql")),
     ("0012_foreign_tables", include_str!("../../migrations/0012_foreign_tables.sql")),
+    ("0013_peer_changes", include_str!("../../migrations/0013_peer_changes.sql")),
+    ("0014_validate_and_roles", include_str!("../../migrations/0014_validate_and_roles.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.
@@ -46,7 +48,10 @@ const BOOTSTRAP: &str = "
 /// binary does not know, [`Error::Migration`] if one fails; it then left nothing behind.
 pub(crate) async fn migrate(client: &mut Client) -> Result<(), Error> {
     client.execute("select pg_advisory_lock($1)", &[&LOCK]).await?;
-    let result = apply(client, MIGRATIONS).await;
+    let result = match apply(client, MIGRATIONS).await {
+        Ok(()) => roles::provide(client).await.map_err(Error::from),
+        error => error,
+    };
     client.execute("select pg_advisory_unlock($1)", &[&LOCK]).await?;
     result
 }

@@ -2,18 +2,45 @@
 //!
 //! Which options exist and what they take is the catalog's to say (`peergate.settings`); here they get their meaning.
 
+mod given;
+mod password;
+mod uri;
+
 use std::collections::BTreeMap;
 
-use percent_encoding::percent_decode_str;
 use pg::SqlState;
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
-use crate::Error;
 use crate::secret::{Keyring, SecretError};
+use crate::{Error, tls};
 
-/// Options whose value is sealed. `uri` holds one too, and is taken apart before anything is stored.
-pub const SECRET_OPTIONS: &[&str] = &["password"];
+pub use given::GivenPeer;
+
+/// Options whose value is sealed. Some of them cannot be used; they are kept from the catalog all the same, which refuses them.
+pub const SECRET_OPTIONS: &[&str] =
+    &["oauth_client_secret", "password", "scram_client_key", "scram_server_key", "ssh_config", "sslpassword"];
+
+/// Options that hold secrets and are taken apart before anything is stored.
+pub const COMPOSITE_OPTIONS: &[&str] = &["client_tls", "uri"];
+
+/// Options that say what the password is; the one that is given last counts.
+const PASSWORD_OPTIONS: &[&str] = &["password", "password_env", "password_file"];
+
+/// Returns whether an option's value may be a secret, by its name alone: `sslkey` is a path or the key itself.
+pub fn may_be_secret(option: &str) -> bool {
+    option == "sslkey" || COMPOSITE_OPTIONS.contains(&option) || SECRET_OPTIONS.contains(&option)
+}
+
+/// Returns whether the value of an option is a secret.
+fn is_secret(option: &str, value: &str) -> bool {
+    SECRET_OPTIONS.contains(&option) || (option == "sslkey" && is_pem(value))
+}
+
+/// Returns whether an option that may be a path is the thing itself.
+pub(crate) fn is_pem(value: &str) -> bool {
+    value.contains("-----BEGIN")
+}
 
 /// An option that cannot be used, said as an error of PostgreSQL would say it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,81 +67,6 @@ impl OptionError {
             detail: None,
             hint: None,
         }
-    }
-}
-
-/// The options of a CREATE PEER, with the secrets told apart.
-#[derive(Clone)]
-pub struct GivenPeer {
-    options: BTreeMap<String, String>,
-    secrets: BTreeMap<String, String>,
-}
-
-impl GivenPeer {
-    /// Sorts the options of a statement, in the order given. `uri` is taken apart into options that the others override.
-    ///
-    /// Options that nobody knows stay among the options, for the catalog to refuse.
-    ///
-    /// # Errors
-    /// [`OptionError`] if an option is given twice or `uri` cannot be read.
-    pub fn new(given: Vec<(String, String)>) -> Result<GivenPeer, OptionError> {
-        let mut peer = GivenPeer { options: BTreeMap::new(), secrets: BTreeMap::new() };
-        let mut uri = None;
-        for (name, value) in given {
-            let name = if name == "dbname" { "database".to_owned() } else { name };
-            if peer.options.contains_key(&name) || peer.secrets.contains_key(&name) || (name == "uri" && uri.is_some())
-            {
-                return Err(OptionError {
-                    sqlstate: SqlState::SYNTAX_ERROR,
-                    ..OptionError::invalid(&name, format!("option \"{name}\" provided more than once"))
-                });
-            }
-            if name == "uri" {
-                uri = Some(value);
-            } else {
-                peer.set(name, value);
-            }
-        }
-        for (name, value) in uri.as_deref().map(parse_uri).transpose()?.unwrap_or_default() {
-            if !peer.options.contains_key(&name) && !peer.secrets.contains_key(&name) {
-                peer.set(name, value);
-            }
-        }
-        Ok(peer)
-    }
-
-    fn set(&mut self, name: String, value: String) {
-        if SECRET_OPTIONS.contains(&name.as_str()) {
-            self.secrets.insert(name, value);
-        } else {
-            self.options.insert(name, value);
-        }
-    }
-
-    /// Returns what is stored in `peers.options`: everything but the secrets.
-    pub fn options(&self) -> Value {
-        Value::Object(self.options.iter().map(|(k, v)| (k.clone(), Value::String(v.clone()))).collect())
-    }
-
-    /// Returns the secrets, sealed for this peer's host and port: option name → sealed text.
-    ///
-    /// # Errors
-    /// [`SecretError`] if the key cannot be read.
-    pub fn sealed(&self, keyring: &Keyring) -> Result<Value, SecretError> {
-        let destination = destination(&self.options);
-        let seal =
-            |(name, secret): (&String, &String)| Ok((name.clone(), Value::String(keyring.seal(&destination, secret)?)));
-        Ok(Value::Object(self.secrets.iter().map(seal).collect::<Result<Map<_, _>, SecretError>>()?))
-    }
-
-    /// Returns whether the peer is to be connected to before it is stored.
-    pub fn validate(&self) -> bool {
-        !self.options.get("validate").is_some_and(|v| is_false(v))
-    }
-
-    /// Returns the options with which to connect.
-    pub fn peer_options(&self) -> PeerOptions {
-        PeerOptions { options: self.options.clone(), secrets: self.secrets.clone() }
     }
 }
 
@@ -167,17 +119,38 @@ impl PeerOptions {
         Ok(PeerOptions { options, secrets })
     }
 
+    /// Reads a peer as [`PeerOptions::from_document`] does, without its secrets.
+    pub fn without_secrets(document: &Value, keyring: &Keyring) -> PeerOptions {
+        let open = serde_json::json!({"options": document["options"]});
+        PeerOptions::from_document(&open, keyring).expect("there is no secret to open")
+    }
+
     /// Seals the secrets anew, for a rotated key: option name → sealed text.
     ///
     /// # Errors
     /// [`SecretError`] if the key cannot be read.
     pub fn sealed(&self, keyring: &Keyring) -> Result<Value, SecretError> {
-        GivenPeer { options: self.options.clone(), secrets: self.secrets.clone() }.sealed(keyring)
+        seal(&self.options, &self.secrets, keyring)
     }
 
     /// Returns an option or secret by its name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.options.get(name).or_else(|| self.secrets.get(name)).map(String::as_str)
+    }
+
+    /// Returns where the secrets are sent: what they are sealed for.
+    pub fn destination(&self) -> String {
+        destination(&self.options)
+    }
+
+    /// Returns whether secrets that were given for these options may be used with `after`: the same place, protected at least as well,
+    /// and trusting the same authorities. As `peergate.secrets_hindrance` in the catalog, which has the last word.
+    pub fn secrets_may_stay(&self, after: &PeerOptions) -> bool {
+        let before = tls::strength(self);
+        self.destination() == after.destination()
+            && tls::strength(after) >= before
+            && (before < 4
+                || ["sslrootcert", "root_ca", "tls_host"].iter().all(|name| self.get(name) == after.get(name)))
     }
 
     /// Returns whether a boolean option is given as true.
@@ -190,6 +163,18 @@ fn is_true(text: &str) -> bool {
     ["true", "on", "yes", "1", "t", "y"].contains(&text.to_lowercase().as_str())
 }
 
+/// Seals secrets for where the options say that they are sent: option name → sealed text.
+fn seal(
+    options: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, String>,
+    keyring: &Keyring,
+) -> Result<Value, SecretError> {
+    let destination = destination(options);
+    let seal =
+        |(name, secret): (&String, &String)| Ok((name.clone(), Value::String(keyring.seal(&destination, secret)?)));
+    Ok(Value::Object(secrets.iter().map(seal).collect::<Result<Map<_, _>, SecretError>>()?))
+}
+
 fn is_false(text: &str) -> bool {
     ["false", "off", "no", "0", "f", "n"].contains(&text.to_lowercase().as_str())
 }
@@ -198,61 +183,6 @@ fn is_false(text: &str) -> bool {
 fn destination(options: &BTreeMap<String, String>) -> String {
     let part = |name: &str, default: &str| options.get(name).map_or(default, String::as_str).trim().to_owned();
     format!("host={} hostaddr={} port={}", part("host", "localhost"), part("hostaddr", ""), part("port", "5432"))
-}
-
-/// Takes `postgres://user:password@host:port,host:port/database?option=value` apart.
-///
-/// Source: PostgreSQL docs, libpq-connect, "Connection URIs".
-fn parse_uri(uri: &str) -> Result<Vec<(String, String)>, OptionError> {
-    // The uri itself is never quoted in a message: it may hold a password.
-    let bad = |message: &str| OptionError::invalid("uri", format!("invalid connection URI: {message}"));
-    let decode = |text: &str| {
-        let decoded = percent_decode_str(text).decode_utf8();
-        decoded.map(|t| t.into_owned()).map_err(|_| bad("percent-encoded text is not UTF-8"))
-    };
-    let rest = ["postgres://", "postgresql://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
-    let rest = rest.ok_or_else(|| bad("it must begin with postgres://"))?;
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let mut options = Vec::new();
-    let mut add = |name: &str, value: String| {
-        if !value.is_empty() {
-            options.push((name.to_owned(), value));
-        }
-    };
-    let hosts = match authority.rsplit_once('@') {
-        Some((credentials, hosts)) => {
-            let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-            add("user", decode(user)?);
-            add("password", decode(password)?);
-            hosts
-        }
-        None => authority,
-    };
-    let mut names = Vec::new();
-    let mut ports = Vec::new();
-    for host in hosts.split(',').filter(|h| !h.is_empty()) {
-        let (name, port) = match host.strip_prefix('[') {
-            Some(v6) => {
-                let (name, after) = v6.split_once(']').ok_or_else(|| bad("missing \"]\" after an IPv6 address"))?;
-                (name, after.strip_prefix(':').unwrap_or(""))
-            }
-            None => host.split_once(':').unwrap_or((host, "")),
-        };
-        names.push(decode(name)?);
-        ports.push(if port.is_empty() { "5432".to_owned() } else { port.to_owned() });
-    }
-    add("host", names.join(","));
-    if hosts.contains(':') {
-        add("port", ports.join(","));
-    }
-    add("database", decode(database)?);
-    for pair in query.split('&').filter(|p| !p.is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| bad("missing \"=\" after a parameter's name"))?;
-        let name = decode(name)?;
-        add(if name == "dbname" { "database" } else { &name }, decode(value)?);
-    }
-    Ok(options)
 }
 
 /// Behind [`crate::Catalog::reseal`]. Dropped mirrors keep copies of their peers' secrets until they are cleaned up.
@@ -330,6 +260,47 @@ mod tests {
         ] {
             assert_eq!(given(&pairs).err().unwrap().sqlstate, SqlState::SYNTAX_ERROR);
         }
+    }
+
+    #[test]
+    fn what_is_taken_apart_excludes_what_it_is_taken_apart_into() {
+        let pem = "-----BEGIN CERTIFICATE-----";
+        let client_tls = format!(r#"{{"certificate": "{pem}", "private_key": "-----BEGIN KEY----- geheim"}}"#);
+        let peer = given(&[("client_tls", &client_tls), ("user", "u")]).unwrap();
+        assert_eq!(peer.options(), serde_json::json!({"sslcert": pem, "user": "u"}));
+        assert_eq!(peer.peer_options().get("sslkey"), Some("-----BEGIN KEY----- geheim"));
+        assert_eq!(given(&[("sslkey", "/a/path")]).unwrap().options(), serde_json::json!({"sslkey": "/a/path"}));
+        for pairs in [
+            [("client_tls", client_tls.as_str()), ("sslkey", "/a/path")],
+            [("password", "a"), ("password_env", "A")],
+            [("password_file", "a"), ("password_env", "A")],
+        ] {
+            assert_eq!(given(&pairs).err().unwrap().sqlstate, SqlState::SYNTAX_ERROR);
+        }
+        let broken = given(&[("client_tls", "geheim")]).err().unwrap();
+        assert!(!broken.message.contains("geheim"));
+        // What is given beside the uri counts, whichever way it says it.
+        let both = given(&[("uri", "postgres://u:p@h/d"), ("password_file", "/f")]).unwrap();
+        assert_eq!(both.peer_options().get("password"), None);
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_leaves_out() {
+        let keyring = Keyring::parse(&"ab".repeat(32)).unwrap();
+        let before = given(&[("host", "a"), ("password", "p"), ("sslmode", "require"), ("options", "-c x=1")]).unwrap();
+        let document = serde_json::json!({"options": before.options(), "secrets": before.sealed(&keyring).unwrap()});
+        let peer = PeerOptions::from_document(&document, &keyring).unwrap();
+        let change = given(&[("password", "p"), ("port", "1")]).unwrap();
+        let moved = change.over(&peer, &["options".to_owned()]);
+        assert_eq!((moved.get("host"), moved.get("port"), moved.get("options")), (Some("a"), Some("1"), None));
+        assert!(!peer.secrets_may_stay(&moved));
+        assert_ne!(change.sealed_over(&moved, &document, &keyring).unwrap(), document["secrets"]);
+        let same = given(&[("password", "p"), ("sslmode", "verify-full")]).unwrap();
+        let stronger = same.over(&peer, &[]);
+        assert!(peer.secrets_may_stay(&stronger) && !stronger.secrets_may_stay(&peer));
+        assert_eq!(same.sealed_over(&stronger, &document, &keyring).unwrap(), document["secrets"]);
+        let outside = given(&[("password_env", "P")]).unwrap().over(&peer, &[]);
+        assert_eq!((outside.get("password"), outside.get("password_env")), (None, Some("P")));
     }
 
     #[test]

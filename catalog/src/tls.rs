@@ -3,15 +3,20 @@
 //! Source: PostgreSQL docs, libpq-ssl, "SSL Mode Descriptions".
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
+};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::net::TcpStream;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -19,7 +24,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::peer::PeerOptions;
+use crate::peer::{PeerOptions, is_pem};
 
 /// Makes TLS connections as a peer's options say.
 #[derive(Clone)]
@@ -50,25 +55,69 @@ enum Verify {
     AuthorityAndName,
 }
 
+/// Tells how well a connection with these options is protected: 0 never by TLS, 1 if the server insists, 2 if it can, 3 always,
+/// 4 authority verified, 5 name verified too. As `peergate.tls_strength` in the catalog.
+pub fn strength(options: &PeerOptions) -> u8 {
+    if options.flag("disable_tls") {
+        return 0;
+    }
+    let base = match options.get("sslmode") {
+        Some("disable") => return 0,
+        Some("allow") => return 1,
+        Some("prefer") => return 2,
+        None if !options.flag("require_tls") => return 2,
+        _ => 3,
+    };
+    match verification(options) {
+        Verify::Nothing => base,
+        Verify::Authority => 4,
+        Verify::AuthorityAndName => 5,
+    }
+}
+
+/// What is verified of the certificate, as libpq says it and, for PeerDB's options, as PeerDB does.
+fn verification(options: &PeerOptions) -> Verify {
+    let has_authority = options.get("sslrootcert").is_some() || options.get("root_ca").is_some();
+    match options.get("sslmode") {
+        _ if options.flag("skip_cert_verification") => Verify::Nothing,
+        Some("verify-full") => Verify::AuthorityAndName,
+        Some("verify-ca") => Verify::Authority,
+        // As libpq: an authority that is given is not ignored.
+        Some("require") if has_authority => Verify::Authority,
+        _ if options.flag("require_tls") && has_authority => Verify::AuthorityAndName,
+        _ => Verify::Nothing,
+    }
+}
+
+/// The versions of TLS that the options allow; rustls has none below 1.2.
+fn versions(options: &PeerOptions) -> io::Result<Vec<&'static SupportedProtocolVersion>> {
+    let level = |name: &str| match options.get(name) {
+        Some("TLSv1.3") => 3,
+        Some(_) => 2,
+        None => 0,
+    };
+    let (lowest, highest) = (level("ssl_min_protocol_version"), level("ssl_max_protocol_version"));
+    let fits = |version: i32| version >= lowest && (highest == 0 || version <= highest);
+    let all: [(i32, &'static SupportedProtocolVersion); 2] = [(2, &TLS12), (3, &TLS13)];
+    let allowed: Vec<_> = all.into_iter().filter(|(n, _)| fits(*n)).map(|(_, version)| version).collect();
+    if allowed.is_empty() {
+        return Err(io::Error::other(
+            "options \"ssl_min_protocol_version\" and \"ssl_max_protocol_version\" leave no version of TLS",
+        ));
+    }
+    Ok(allowed)
+}
+
 impl PeerTls {
     /// Reads certificates and keys and makes the configuration.
     ///
     /// # Errors
     /// [`io::Error`] naming the option whose file cannot be read or does not hold what it should.
     pub fn new(options: &PeerOptions) -> io::Result<PeerTls> {
-        let has_authority = options.get("sslrootcert").is_some() || options.get("root_ca").is_some();
-        let verify = match options.get("sslmode") {
-            _ if options.flag("skip_cert_verification") => Verify::Nothing,
-            Some("verify-full") => Verify::AuthorityAndName,
-            Some("verify-ca") => Verify::Authority,
-            // As libpq: an authority that is given is not ignored.
-            Some("require") if has_authority => Verify::Authority,
-            _ if options.flag("require_tls") && has_authority => Verify::AuthorityAndName,
-            _ => Verify::Nothing,
-        };
+        let verify = verification(options);
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(&versions(options)?)
             .map_err(io::Error::other)?;
         let chain = if verify == Verify::Nothing {
             None
@@ -79,20 +128,33 @@ impl PeerTls {
                 roots.add(certificate.clone()).map_err(|e| unusable("sslrootcert", e))?;
             }
             let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+            let inner = inner.with_crls(revocation_lists(options)?);
             let inner = inner.build().map_err(io::Error::other)?;
             Some(Chain { inner, trusted, any_name: verify == Verify::Authority })
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier { provider, chain }));
-        let config = match (options.get("sslcert"), options.get("sslkey")) {
-            (Some(certificate), Some(key)) => {
-                let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-                let chain = chain.map_err(|e| unusable("sslcert", e))?;
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unusable("sslkey", e))?;
+        let sends_certificate = options.get("sslcertmode") != Some("disable");
+        let mut config = match (options.get("sslcert"), options.get("sslkey")) {
+            (Some(certificate), Some(key)) if sends_certificate => {
+                let chain = certificates(certificate).map_err(|e| unusable("sslcert", e))?;
+                let key = if is_pem(key) {
+                    PrivateKeyDer::from_pem_slice(key.as_bytes())
+                } else {
+                    PrivateKeyDer::from_pem_file(key)
+                };
+                let key = key.map_err(|e| unusable("sslkey", e))?;
                 builder.with_client_auth_cert(chain, key).map_err(io::Error::other)?
             }
-            (None, None) => builder.with_no_client_auth(),
-            _ => return Err(io::Error::other("options \"sslcert\" and \"sslkey\" belong together")),
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(io::Error::other("options \"sslcert\" and \"sslkey\" belong together"));
+            }
+            _ => builder.with_no_client_auth(),
         };
+        config.enable_sni = options.get("sslsni").is_none_or(|_| options.flag("sslsni"));
+        if options.get("sslnegotiation") == Some("direct") {
+            // A server takes TLS that begins unasked only with this.
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+        }
         Ok(PeerTls {
             config: Arc::new(config.clone()),
             inner: MakeRustlsConnect::new(config),
@@ -153,17 +215,41 @@ pub fn hint(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Certificates from PEM text, or from the file that it names.
+fn certificates(given: &str) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    if is_pem(given) {
+        CertificateDer::pem_slice_iter(given.as_bytes()).collect()
+    } else {
+        CertificateDer::pem_file_iter(given).and_then(Iterator::collect)
+    }
+}
+
 fn authorities(options: &PeerOptions) -> io::Result<Vec<CertificateDer<'static>>> {
-    let certificates: Vec<CertificateDer<'static>> = match (options.get("root_ca"), options.get("sslrootcert")) {
-        (Some(pem), _) => CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|e| unusable("root_ca", e))?,
+    let found = match (options.get("root_ca"), options.get("sslrootcert")) {
+        (Some(pem), _) => certificates(pem).map_err(|e| unusable("root_ca", e))?,
         (None, Some("system")) | (None, None) => rustls_native_certs::load_native_certs().certs,
-        (None, Some(file)) => CertificateDer::pem_file_iter(file)
-            .and_then(Iterator::collect::<Result<_, _>>)
-            .map_err(|e| unusable("sslrootcert", e))?,
+        (None, Some(file)) => certificates(file).map_err(|e| unusable("sslrootcert", e))?,
     };
-    if certificates.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(certificates) }
+    if found.is_empty() { Err(unusable("sslrootcert", "it holds no certificate")) } else { Ok(found) }
+}
+
+/// The lists of `sslcrl` and of all files in `sslcrldir`.
+fn revocation_lists(options: &PeerOptions) -> io::Result<Vec<CertificateRevocationListDer<'static>>> {
+    let mut files: Vec<(&str, PathBuf)> = Vec::new();
+    if let Some(file) = options.get("sslcrl") {
+        files.push(("sslcrl", file.into()));
+    }
+    if let Some(directory) = options.get("sslcrldir") {
+        for entry in std::fs::read_dir(directory).map_err(|e| unusable("sslcrldir", e))? {
+            files.push(("sslcrldir", entry.map_err(|e| unusable("sslcrldir", e))?.path()));
+        }
+    }
+    let mut lists = Vec::new();
+    for (option, file) in files {
+        let read = CertificateRevocationListDer::pem_file_iter(&file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        lists.extend(read.map_err(|e| unusable(option, format!("{}: {e}", file.display())))?);
+    }
+    Ok(lists)
 }
 
 /// Verifies what the mode asks for. Whatever that is, the server must prove that it has the certificate's key.

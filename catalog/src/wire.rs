@@ -15,10 +15,10 @@ use postgres_protocol::message::{backend, frontend};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_postgres::config::{ChannelBinding, Host, SslMode};
+use tokio_postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
 use tokio_rustls::client::TlsStream;
 
-use crate::connect::{Attempt, ConnectError};
+use crate::connect::{Attempt, ConnectError, KIND_QUERY, ServerKind};
 
 mod unix;
 
@@ -108,6 +108,10 @@ pub async fn open(attempt: &Attempt) -> io::Result<(Socket, Option<Vec<u8>>)> {
     if config.get_ssl_mode() == SslMode::Disable {
         return Ok((Socket::Tcp(tcp), None));
     }
+    if config.get_ssl_negotiation() == SslNegotiation::Direct {
+        let (stream, binding) = attempt.tls.handshake(&name, tcp).await?;
+        return Ok((Socket::Tls(Box::new(stream)), binding));
+    }
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     tcp.write_all_buf(&mut request).await?;
@@ -195,7 +199,12 @@ impl Login<'_> {
                     key = frame[HEADER_BYTES..].to_vec();
                     continue;
                 }
-                b'Z' => return Ok(Session { socket: self.socket, greeting, key }),
+                b'Z' => {
+                    if self.attempt.kind != ServerKind::Any {
+                        self.check_kind().await?;
+                    }
+                    return Ok(Session { socket: self.socket, greeting, key });
+                }
                 _ => {}
             }
             match self.parse(frame)? {
@@ -212,6 +221,31 @@ impl Login<'_> {
                 backend::Message::ErrorResponse(body) => return Err(ConnectError::server(self.attempt, &body)),
                 _ => return Err(self.error("unexpected message while logging in")),
             }
+        }
+    }
+
+    /// Asks the server what it is, and refuses one that is not wanted.
+    async fn check_kind(&mut self) -> Result<(), ConnectError> {
+        let mut out = BytesMut::new();
+        frontend::query(KIND_QUERY, &mut out).map_err(|e| self.io_error(&e))?;
+        self.send(&mut out).await?;
+        let mut flags = Vec::new();
+        loop {
+            match self.message().await? {
+                backend::Message::DataRow(row) => {
+                    let mut ranges = row.ranges();
+                    while let Some(range) = ranges.next().map_err(|e| self.io_error(&e))? {
+                        flags.push(range.is_some_and(|range| &row.buffer()[range] == b"t"));
+                    }
+                }
+                backend::Message::ErrorResponse(body) => return Err(ConnectError::server(self.attempt, &body)),
+                backend::Message::ReadyForQuery(_) => break,
+                _ => {}
+            }
+        }
+        match flags[..] {
+            [standby, read_only] => self.attempt.check_kind(standby, read_only),
+            _ => Err(self.error("unexpected answer while logging in")),
         }
     }
 

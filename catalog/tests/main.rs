@@ -4,6 +4,8 @@
 
 mod cluster;
 mod migrations;
+mod peers;
+mod roles;
 mod statements;
 
 /// Brings a cluster's database `postgres` up to date.
