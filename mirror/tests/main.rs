@@ -12,6 +12,7 @@ mod keyless;
 mod late;
 mod lifecycle;
 mod ownership;
+mod peers;
 mod poison;
 mod preflight;
 mod protection;

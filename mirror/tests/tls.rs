@@ -137,7 +137,7 @@ impl Stage {
     async fn mirrors(&self, more: &[(&str, &str)]) -> bool {
         eprintln!("{more:?}");
         let peer = self.options(more);
-        check_peer(&peer).await.unwrap();
+        check_peer(&peer.peer_options()).await.unwrap();
         self.create_mirror(&peer).await;
         self.fixture.caught_up().await;
         let next = "insert into t select coalesce(max(id), 0) + 1, repeat('x', 100000) from t";
@@ -160,7 +160,7 @@ impl Stage {
     /// Tries with these options, which must fail in the same way wherever it is tried; returns what is told.
     async fn refused(&self, more: &[(&str, &str)]) -> String {
         let peer = self.options(more);
-        let at_once = check_peer(&peer).await.unwrap_err();
+        let at_once = check_peer(&peer.peer_options()).await.unwrap_err();
         self.create_mirror(&peer).await;
         self.fixture.wait_until("select error_message is not null from peergate.mirror_status", "t").await;
         let told = "select concat_ws(' | ', state, error_sqlstate, error_message, error_detail, error_hint) from peergate.mirror_status";
