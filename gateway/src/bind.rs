@@ -1,10 +1,10 @@
-//! Bind for a CREATE PEER: takes the values out for a look, and puts back what the server may see. Pure.
+//! Bind for a statement about a peer: takes the values out for a look, and puts back what the server may see. Pure.
 //!
 //! Source: PostgreSQL docs, protocol-message-formats, "Bind".
 
 use std::ops::Range;
 
-use catalog::peer::SECRET_OPTIONS;
+use catalog::peer::may_be_secret;
 use pg::frame::cstr;
 
 use crate::encoding::Encoding;
@@ -87,7 +87,7 @@ impl Bind {
         codes.iter().skip(1).map(|code| u16::from_be_bytes(*code)).collect()
     }
 
-    /// Returns the options of a CREATE PEER with the values of their parameters. `types` are those that Parse gave.
+    /// Returns the options of a statement about a peer with the values of their parameters. `types` are those that Parse gave.
     ///
     /// # Errors
     /// [`BadValue`] for one that is NULL, missing, or binary in a type that is not known here.
@@ -103,7 +103,7 @@ impl Bind {
                 .text(usize::from(*n).saturating_sub(1), types, encoding)
                 .map_err(|message| BadValue { option: option.name.clone(), message: message(&option.name) }),
         };
-        peer.statement.options.iter().map(|option| Ok((option.name.clone(), value(option)?))).collect()
+        peer.options().iter().map(|option| Ok((option.name.clone(), value(option)?))).collect()
     }
 
     fn text(&self, index: usize, types: &[u32], encoding: Encoding) -> Result<String, fn(&str) -> String> {
@@ -132,8 +132,8 @@ impl Bind {
     /// that they reach neither its memory nor its log.
     pub fn encode(&self, peer: &PreparedPeer, document: &str) -> Vec<u8> {
         let secret = |index: usize| {
-            peer.statement.options.iter().any(|option| {
-                option.value == Value::Parameter(u16::try_from(index + 1).unwrap_or(0)) && is_secret(&option.name)
+            peer.options().iter().any(|option| {
+                option.value == Value::Parameter(u16::try_from(index + 1).unwrap_or(0)) && may_be_secret(&option.name)
             })
         };
         let mut out = self.body[..self.statement.end + 1].to_vec();
@@ -158,12 +158,6 @@ impl Bind {
         out.extend_from_slice(&self.body[self.results.clone()]);
         frame(b'B', &out)
     }
-}
-
-/// Returns whether an option's value must not be seen by the server.
-pub fn is_secret(option: &str) -> bool {
-    // A uri can hold a password.
-    option == "uri" || SECRET_OPTIONS.contains(&option)
 }
 
 /// Takes the last type off a ParameterDescription's body; `None` if there is none.

@@ -49,6 +49,9 @@ pub enum Command {
     /// Seals the catalog's secrets anew with a new key. Give it what `serve` is given.
     #[command(after_help = ENVIRONMENT)]
     RotateKey(RawConfig),
+    /// Writes the SQL that rebuilds the catalog's peers and mirrors, without secrets, to standard output. Give it what `serve` is given.
+    #[command(after_help = ENVIRONMENT)]
+    Dump(RawConfig),
     /// Shows it all at work, on sample servers of its own, and cleans up.
     Demo(DemoArguments),
     /// Says by its exit status whether a server listens and takes sessions, for Docker's HEALTHCHECK.

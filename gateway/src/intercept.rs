@@ -14,8 +14,9 @@ use crate::parser::Refusal;
 use crate::patch::{command_tag, translate};
 use crate::peers::Peers;
 use crate::rewrite::{Execution, Findings, Permit, Plan, awaits_import, failure, is_failure, plan_with, success};
-use crate::statement::{CreatePeer, GivenOption, Value};
+use crate::statement::{GivenOption, Statement, Value};
 use crate::tracker::{Attribution, Prepared, Tracker};
+use crate::validate::unusable;
 
 /// The session's side of the interception: its settings, and what is outstanding.
 pub struct Interceptor {
@@ -122,10 +123,10 @@ pub struct Question {
     then: Then,
 }
 
-/// A CREATE PEER that is about to run.
+/// A statement about a peer that is about to run.
 pub struct PeerQuestion {
     /// The statement.
-    pub peer: CreatePeer,
+    pub statement: Statement,
     /// Its options with their values; an error when they cannot be had.
     pub options: Result<Vec<(String, String)>, BadValue>,
 }
@@ -226,7 +227,9 @@ impl Interceptor {
         let peers: Vec<PeerQuestion> = if plan.fails_to_parse() {
             Vec::new()
         } else {
-            plan.peers().map(|peer| PeerQuestion { options: literals(peer), peer: peer.clone() }).collect()
+            let question =
+                |s: &Statement| PeerQuestion { options: literals(s.inspected_options()), statement: s.clone() };
+            plan.inspected().map(question).collect()
         };
         Some(Action::Ask(Box::new(Question { peers, description: None, then: Then::Query(plan) })))
     }
@@ -259,7 +262,7 @@ impl Interceptor {
     fn bind(&mut self, body: &[u8]) -> Option<Action> {
         let bind = Bind::decode(body)?;
         let prepared = self.tracker.statement(bind.statement()).cloned();
-        let Some((prepared, peer)) = prepared.and_then(|p| Some((p.clone(), p.peer.as_ref()?.statement.clone())))
+        let Some((prepared, statement)) = prepared.and_then(|p| Some((p.clone(), p.peer.as_ref()?.statement.clone())))
         else {
             self.tracker.sent_bind(bind.portal(), bind.statement());
             self.formats.remove(bind.portal());
@@ -269,7 +272,7 @@ impl Interceptor {
             return Some(Action::Pass);
         };
         let options = bind.options(prepared.peer.as_ref()?, &prepared.types, self.encoding);
-        let peers = vec![PeerQuestion { peer, options }];
+        let peers = vec![PeerQuestion { statement, options }];
         Some(Action::Ask(Box::new(Question { peers, description: None, then: Then::Bind(bind, prepared) })))
     }
 
@@ -489,7 +492,7 @@ impl Interceptor {
 }
 
 /// The values of a statement that has no parameters.
-fn literals(peer: &CreatePeer) -> Result<Vec<(String, String)>, BadValue> {
+fn literals(options: Option<&[GivenOption]>) -> Result<Vec<(String, String)>, BadValue> {
     let literal = |option: &GivenOption| match &option.value {
         Value::Text(text) => Ok((option.name.clone(), text.clone())),
         // Postgres says so before this is looked at.
@@ -497,20 +500,17 @@ fn literals(peer: &CreatePeer) -> Result<Vec<(String, String)>, BadValue> {
             Err(BadValue { option: option.name.clone(), message: format!("there is no parameter ${n}") })
         }
     };
-    peer.options.iter().map(literal).collect()
+    options.unwrap_or_default().iter().map(literal).collect()
 }
 
-/// The document that a prepared CREATE PEER gets: all ASCII, so that it is right in any client encoding.
+/// The document that a prepared statement about a peer gets.
 fn document(findings: Result<Findings, Refusal>) -> String {
-    let json = match findings {
-        Ok(found) => {
-            serde_json::json!({"options": found.options, "secrets": found.secrets, "validation": found.validation})
-        }
-        Err(refusal) => serde_json::json!({"options": {}, "secrets": {}, "validation": {
-            "stage": "options", "sqlstate": refusal.sqlstate.as_str(), "message": refusal.message,
-            "detail": refusal.detail, "hint": refusal.hint}}),
-    };
-    crate::rewrite::ascii(&json)
+    let found = findings.unwrap_or_else(|refusal| {
+        let error = serde_json::json!({"stage": "options", "sqlstate": refusal.sqlstate.as_str(),
+            "message": refusal.message, "detail": refusal.detail, "hint": refusal.hint});
+        unusable(error)
+    });
+    found.document()
 }
 
 /// The refusal of a statement that was cancelled while something was being found out for it.

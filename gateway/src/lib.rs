@@ -2,8 +2,8 @@
 //! client's own messages, into calls of catalog procedures.
 //!
 //! Reading order: [`server`], `session` and `login` (sockets and logins), `registry` (who is there), `relay` (the two pumps), `intercept` (what becomes of a message),
-//! [`split`], [`parser`] and [`rewrite`] (the way in), [`tracker`] and [`patch`] (the way back), [`bind`] and `validate` (CREATE
-//! PEER's values). Beside them the binary's [`config`], its [`reload`], [`metrics`] and [`embedded`]
+//! [`split`], [`parser`] and [`rewrite`] (the way in), [`tracker`] and [`patch`] (the way back), [`bind`] and `validate` (what is found
+//! out about peers). Beside them the binary's [`config`], its [`reload`], [`metrics`] and [`embedded`]
 //! catalog.
 //!
 //! Nothing here runs a mirror: the gateway and the engine meet in the catalog.
@@ -13,6 +13,7 @@ mod backend;
 pub mod bind;
 pub mod config;
 pub mod demo;
+pub mod dump;
 pub mod embedded;
 pub mod encoding;
 pub mod error;
@@ -20,6 +21,7 @@ mod execute;
 pub mod fields;
 mod halves;
 pub mod healthcheck;
+mod help;
 mod intake;
 pub mod intercept;
 mod login;

@@ -34,6 +34,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             let (config, _) = configure(raw)?;
             runtime()?.block_on(serve::rotate_key(config))
         }
+        Command::Dump(raw) => {
+            let (config, _) = configure(raw)?;
+            runtime()?.block_on(serve::dump(config))
+        }
         Command::Demo(arguments) => Ok(runtime()?.block_on(demo::run(arguments))?),
         Command::Healthcheck(raw) => {
             let config = raw.resolve(variable)?;

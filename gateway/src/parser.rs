@@ -4,8 +4,10 @@
 //! here because it is unknown. Options are only read: which exist and what they take is the catalog's to say.
 //! The parser crate's types do not leave this module.
 
+mod comment;
 mod cursor;
 pub(crate) mod execute;
+mod help;
 mod mirror;
 mod options;
 mod peer;
@@ -27,9 +29,6 @@ pub enum Parsed {
     Ours(Box<Ours>),
     /// It begins as one of ours and must fail.
     Refused(Refusal),
-    /// It begins as one of ours that may hold a password but that we do not know yet: PostgreSQL answers its first words, and
-    /// must not see, and log, the rest.
-    Withheld,
     /// A text for a peer. [`parse`] does not know the peers and never says this: [`crate::rewrite::plan_with`] does.
     Execute(ExecutePeer),
     /// The schema that stands for the first two parts of a table's name; not from [`parse`] either.
@@ -75,7 +74,7 @@ impl Refusal {
 }
 
 /// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
-/// `target`, `state`, `role.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
+/// `target`, `new_name`, `state`, `role`, `role.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Vec<(String, usize)>);
 
@@ -124,39 +123,48 @@ impl Spans {
 pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
     let begins = |words: &[&str]| slice.begins_with(query, words);
     let ends_with_word = |index: usize| slice.word(index).is_some_and(|word| word.end == slice.range.end);
-    let read: fn(&mut Cursor<'_>) -> Result<Ours, Refusal> = if begins(&["CREATE", "PEER"]) {
-        peer::create
-    } else if begins(&["DROP", "PEER"]) {
-        peer::drop
-    } else if begins(&["CREATE", "MIRROR"]) {
-        mirror::create
-    } else if begins(&["ALTER", "MIRROR"]) {
-        mirror::alter
-    } else if begins(&["RESYNC", "MIRROR"]) {
-        mirror::resync
-    } else if begins(&["DROP", "MIRROR"]) {
-        mirror::drop
-    } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {
-        mirror::pause_or_resume
-    } else if begins(&["WAIT", "FOR", "MIRROR"]) {
-        mirror::wait
-    } else if begins(&["SHOW", "PEERS"]) && ends_with_word(1) {
-        |_| Ok(Ours { statement: Statement::ShowPeers, spans: Spans::default() })
-    } else if begins(&["SHOW", "MIRRORS"]) && ends_with_word(1) {
-        |_| Ok(Ours { statement: Statement::ShowMirrors, spans: Spans::default() })
-    } else if begins(&["SHOW", "TASKS"]) && ends_with_word(1) {
-        |_| Ok(Ours { statement: Statement::ShowTasks, spans: Spans::default() })
-    } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) && !is_setting(slice, query) {
-        mirror::show
-    } else if is_on_peer(slice, query, "GRANT", "TO") {
-        privileges::grant
-    } else if is_on_peer(slice, query, "REVOKE", "FROM") {
-        privileges::revoke
-    } else if begins(&["ALTER", "PEER"]) || begins(&["CREATE", "OR", "REPLACE", "PEER"]) {
-        return Parsed::Withheld;
-    } else {
-        return Parsed::Theirs;
-    };
+    let read: fn(&mut Cursor<'_>) -> Result<Ours, Refusal> =
+        if begins(&["CREATE", "PEER"]) || begins(&["CREATE", "OR", "REPLACE", "PEER"]) {
+            peer::create
+        } else if begins(&["HELP"]) {
+            help::help
+        } else if begins(&["VALIDATE", "PEER"]) {
+            peer::validate
+        } else if begins(&["ALTER", "PEER"]) {
+            peer::alter
+        } else if begins(&["DROP", "PEER"]) {
+            peer::drop
+        } else if begins(&["CREATE", "MIRROR"]) {
+            mirror::create
+        } else if begins(&["ALTER", "MIRROR"]) {
+            mirror::alter
+        } else if begins(&["RESYNC", "MIRROR"]) {
+            mirror::resync
+        } else if begins(&["DROP", "MIRROR"]) {
+            mirror::drop
+        } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {
+            mirror::pause_or_resume
+        } else if begins(&["WAIT", "FOR", "MIRROR"]) {
+            mirror::wait
+        } else if begins(&["SHOW", "PEERS"]) && ends_with_word(1) {
+            |_| Ok(Ours { statement: Statement::ShowPeers, spans: Spans::default() })
+        } else if begins(&["SHOW", "MIRRORS"]) && ends_with_word(1) {
+            |_| Ok(Ours { statement: Statement::ShowMirrors, spans: Spans::default() })
+        } else if begins(&["SHOW", "TASKS"]) && ends_with_word(1) {
+            |_| Ok(Ours { statement: Statement::ShowTasks, spans: Spans::default() })
+        } else if begins(&["SHOW", "MIRROR"]) && !ends_with_word(1) && !is_setting(slice, query) {
+            mirror::show
+        } else if begins(&["SHOW", "PEER"]) && !ends_with_word(1) && !is_setting(slice, query) {
+            peer::show
+        } else if begins(&["COMMENT", "ON", "PEER"]) || begins(&["COMMENT", "ON", "MIRROR"]) {
+            comment::comment
+        } else if is_on_peer(slice, query, "GRANT", "TO") {
+            privileges::grant
+        } else if is_on_peer(slice, query, "REVOKE", "FROM") {
+            privileges::revoke
+        } else {
+            return Parsed::Theirs;
+        };
     match Cursor::new(text).and_then(|mut cursor| {
         let ours = read(&mut cursor)?;
         if !matches!(ours.statement, Statement::ShowPeers | Statement::ShowMirrors | Statement::ShowTasks) {

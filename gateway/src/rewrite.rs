@@ -15,25 +15,40 @@ use pg::name::quote_literal;
 use serde_json::{Value as Json, json};
 
 use crate::encoding::Encoding;
+use crate::help::help;
 use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, execute, parse, truncated};
 use crate::peers::Peers;
 use crate::split::{may_be_ours, split};
 use crate::statement::{
-    CreateMirror, CreatePeer, GivenOption, MirrorChange, Role, Selection, Statement, Table, TableMap, Until, Value,
+    AlterPeer, CreateMirror, GivenOption, MirrorChange, Noun, PeerChange, Role, SchemaMap, Selection, Statement, Table,
+    TableMap, Until, Value,
 };
 
 pub use execution::{Execution, Permit, failure, is_failure, success};
 pub use relation::awaits_import;
 
-/// What was found out about a CREATE PEER before it is forwarded.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Findings {
-    /// The options without the secrets.
-    pub options: Json,
-    /// The sealed secrets.
-    pub secrets: Json,
-    /// What came of connecting: null when not tried, `{}` when well, else the error.
-    pub validation: Json,
+/// What was found out about a peer before a statement is forwarded: arguments of the statement's procedure by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings(serde_json::Map<String, Json>);
+
+impl Findings {
+    /// Adds an argument; one that is null is left out, for its default.
+    pub fn with(mut self, argument: &str, value: Json) -> Findings {
+        if !value.is_null() {
+            self.0.insert(argument.to_owned(), value);
+        }
+        self
+    }
+
+    /// Returns an argument.
+    pub fn get(&self, argument: &str) -> Option<&Json> {
+        self.0.get(argument)
+    }
+
+    /// Returns all of them as one document, for a prepared statement: all ASCII, so that it is right in any client encoding.
+    pub fn document(&self) -> String {
+        ascii(&Json::Object(self.0.clone()))
+    }
 }
 
 /// A statement of the client's text that will be replaced.
@@ -105,7 +120,8 @@ pub fn plan_with(text: &[u8], encoding: Encoding, conforming: bool, peers: &Peer
         let noun = (0..5)
             .filter_map(|n| slice.word(n))
             .find(|w| ["PEER", "MIRROR"].iter().any(|noun| text[w.clone()].eq_ignore_ascii_case(noun.as_bytes())));
-        let end = noun.map_or(slice.range.end, |w| w.end);
+        // SHOW holds no secret, and its first words alone would be PostgreSQL's SHOW of a setting.
+        let end = noun.filter(|_| !slice.begins_with(text, &["SHOW"])).map_or(slice.range.end, |w| w.end);
         pieces.push(Piece { ordinal, range: slice.range.clone(), stub: slice.range.start..end, parsed });
     }
     (!pieces.is_empty()).then(|| Plan { text: text.to_vec(), encoding, pieces, statement_count: slices.len() })
@@ -195,23 +211,27 @@ impl Rewritten {
     }
 }
 
-/// A CREATE PEER that was prepared: what its Bind must be given.
+/// A statement about a peer that was prepared: what its Bind must be given.
 #[derive(Debug)]
 pub struct PreparedPeer {
-    /// The statement. Its values never leave the gateway as they are.
-    pub statement: CreatePeer,
+    /// The statement. Its options' values never leave the gateway as they are.
+    pub statement: Statement,
     /// Number of the parameter that carries the findings; the client does not know of it.
     pub hidden: u16,
 }
 
+impl PreparedPeer {
+    /// Returns the options of the statement.
+    pub fn options(&self) -> &[GivenOption] {
+        self.statement.inspected_options().unwrap_or_default()
+    }
+}
+
 impl Plan {
-    /// Returns the CREATE PEERs whose findings [`Plan::render`] needs, in order.
-    pub fn peers(&self) -> impl Iterator<Item = &CreatePeer> {
+    /// Returns the statements whose findings [`Plan::render`] needs, in order.
+    pub fn inspected(&self) -> impl Iterator<Item = &Statement> {
         self.pieces.iter().filter_map(|piece| match &piece.parsed {
-            Parsed::Ours(ours) => match &ours.statement {
-                Statement::CreatePeer(peer) => Some(peer),
-                _ => None,
-            },
+            Parsed::Ours(ours) => ours.statement.inspected_options().map(|_| &ours.statement),
             _ => None,
         })
     }
@@ -220,22 +240,21 @@ impl Plan {
     pub fn fails_to_parse(&self) -> bool {
         self.pieces.iter().any(|piece| match &piece.parsed {
             Parsed::Refused(refusal) => refusal.sqlstate == SqlState::SYNTAX_ERROR,
-            Parsed::Withheld => true,
             _ => false,
         })
     }
 
-    /// Writes the text of a Query. There must be a finding for each of [`Plan::peers`]; a refusal in its place is raised.
+    /// Writes the text of a Query. There must be a finding for each of [`Plan::inspected`]; a refusal in its place is raised.
     pub fn render(self, nonce: &str, findings: Vec<Result<Findings, Refusal>>) -> Rewritten {
         let mut findings = findings.into_iter();
-        self.write(|ours, sql| match &ours.statement {
-            Statement::CreatePeer(peer) => match findings.next() {
-                Some(Ok(found)) => create_peer(sql, peer, &found, nonce),
+        self.write(|ours, sql| match ours.statement.inspected_options() {
+            Some(options) => match findings.next() {
+                Some(Ok(found)) => inspected(sql, &ours.statement, options, &Found::Now(&found), nonce),
                 Some(Err(refusal)) => raise(sql, &refusal),
                 // The whole text fails to parse; only no value may be in it.
-                None => sql.push("CALL peergate.create_peer()"),
+                None => sql.push("CALL peergate.finish()"),
             },
-            _ => call(sql, ours, nonce),
+            None => call(sql, ours, nonce),
         })
     }
 
@@ -244,13 +263,14 @@ impl Plan {
         // Postgres refuses several statements in one Parse before it looks at what they mean.
         let several = self.statement_count > 1;
         let mut prepared = None;
-        let rewritten = self.write(|ours, sql| match &ours.statement {
+        let rewritten = self.write(|ours, sql| match ours.statement.inspected_options() {
             _ if several => sql.push("CALL peergate.finish()"),
-            Statement::CreatePeer(peer) => {
-                let hidden = prepare_peer(sql, peer, nonce, types);
-                prepared = Some(PreparedPeer { statement: peer.clone(), hidden });
+            Some(options) => {
+                let hidden = hidden_parameter(options, types);
+                inspected(sql, &ours.statement, options, &Found::AtBind(hidden), nonce);
+                prepared = Some(PreparedPeer { statement: ours.statement.clone(), hidden });
             }
-            _ => call(sql, ours, nonce),
+            None => call(sql, ours, nonce),
         });
         (rewritten, prepared)
     }
@@ -303,7 +323,7 @@ impl Plan {
                     sql.push(&schema);
                     (Spans::default(), None, false)
                 }
-                Parsed::Withheld | Parsed::Theirs => {
+                Parsed::Theirs => {
                     stub(&mut sql);
                     (Spans::default(), None, true)
                 }
@@ -409,24 +429,73 @@ pub(crate) fn ascii(value: &Json) -> String {
     out
 }
 
-fn create_peer(sql: &mut Sql, peer: &CreatePeer, found: &Findings, nonce: &str) {
-    sql.push("CALL peergate.create_peer(");
-    sql.name(&peer.name);
-    sql.push(", ");
-    sql.literal(&peer.kind);
-    sql.push(", ");
-    sql.json(&found.options);
-    if found.secrets.as_object().is_some_and(|s| !s.is_empty()) {
-        sql.push(", secrets => ");
-        sql.json(&found.secrets);
+/// Where the arguments of a call come from that the gateway finds out.
+enum Found<'a> {
+    /// They are known.
+    Now(&'a Findings),
+    /// They will be in the parameter of that number, as one document.
+    AtBind(u16),
+}
+
+impl Found<'_> {
+    /// Writes an argument of type jsonb, or with `as_text` of type text; nothing for one that was not found.
+    fn argument(&self, sql: &mut Sql, name: &str, as_text: bool) {
+        match self {
+            Found::Now(findings) => {
+                let Some(value) = findings.get(name) else { return };
+                sql.push(&format!(", {name} => "));
+                match value.as_str().filter(|_| as_text) {
+                    Some(text) => sql.literal(text),
+                    None => sql.json(value),
+                }
+            }
+            Found::AtBind(number) => {
+                let operator = if as_text { "->>" } else { "->" };
+                sql.push(&format!(
+                    ", {name} => (${number}::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.{operator}) '{name}')"
+                ));
+            }
+        }
     }
-    sql.flag("if_not_exists", peer.if_not_exists);
-    if !found.validation.is_null() {
-        sql.push(", validation => ");
-        sql.json(&found.validation);
+}
+
+/// Writes a statement for which something is found out about a peer.
+fn inspected(sql: &mut Sql, statement: &Statement, options: &[GivenOption], found: &Found<'_>, nonce: &str) {
+    match statement {
+        Statement::CreatePeer(peer) => {
+            sql.push("CALL peergate.create_peer(");
+            sql.name(&peer.name);
+            sql.push(", ");
+            sql.literal(&peer.kind);
+            found.argument(sql, "options", false);
+            found.argument(sql, "secrets", false);
+            sql.flag("if_not_exists", peer.if_not_exists);
+            sql.flag("or_replace", peer.or_replace);
+        }
+        Statement::AlterPeer(AlterPeer { name, if_exists, change }) => {
+            sql.push("CALL peergate.alter_peer(");
+            sql.name(name);
+            found.argument(sql, "options", false);
+            found.argument(sql, "secrets", false);
+            found.argument(sql, "sealed_for", true);
+            if let PeerChange::Reset(names) = change {
+                sql.push(", reset => ");
+                array(sql, names);
+            }
+            sql.flag("if_exists", *if_exists);
+        }
+        Statement::ValidatePeer { name, .. } => {
+            sql.push("SELECT * FROM peergate.validate_peer(");
+            sql.name(name);
+            found.argument(sql, "report", false);
+            found.argument(sql, "validation", false);
+            return sql.push(")");
+        }
+        _ => unreachable!("nothing is found out for other statements"),
     }
+    found.argument(sql, "validation", false);
     // A simple query has no parameters: where the statement names one, Postgres says so there.
-    reference(sql, &peer.options, nonce);
+    reference(sql, options, nonce);
 }
 
 /// Ends a call with its nonce, in an expression that names every parameter of the options, so that Postgres can type them.
@@ -449,28 +518,37 @@ fn reference(sql: &mut Sql, options: &[GivenOption], nonce: &str) {
     sql.push(") END)");
 }
 
-/// Writes a CREATE PEER whose values come with Bind, and returns the number of the parameter that brings them.
-fn prepare_peer(sql: &mut Sql, peer: &CreatePeer, nonce: &str, types: usize) -> u16 {
-    let named = peer.options.iter().filter_map(|o| match o.value {
+/// The number of the parameter that a prepared statement gets beside the client's own.
+fn hidden_parameter(options: &[GivenOption], types: usize) -> u16 {
+    let named = options.iter().filter_map(|o| match o.value {
         Value::Parameter(n) => Some(n),
         Value::Text(_) => None,
     });
-    let hidden = named.max().unwrap_or(0).max(u16::try_from(types).unwrap_or(u16::MAX)).saturating_add(1);
-    let part = |key: &str| format!("(${hidden}::pg_catalog.text::pg_catalog.jsonb OPERATOR(pg_catalog.->) '{key}')");
-    sql.push("CALL peergate.create_peer(");
-    sql.name(&peer.name);
-    sql.push(", ");
-    sql.literal(&peer.kind);
-    sql.push(&format!(", {}, secrets => {}, validation => {}", part("options"), part("secrets"), part("validation")));
-    sql.flag("if_not_exists", peer.if_not_exists);
-    reference(sql, &peer.options, nonce);
-    hidden
+    named.max().unwrap_or(0).max(u16::try_from(types).unwrap_or(u16::MAX)).saturating_add(1)
 }
 
-/// Writes any of our statements but CREATE PEER.
+/// Writes any of our statements but those for which something is found out.
 fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
     match &ours.statement {
-        Statement::CreatePeer(_) => sql.push("CALL peergate.create_peer()"),
+        Statement::CreatePeer(_) | Statement::ValidatePeer { .. } => unreachable!("something is found out for it"),
+        Statement::AlterPeer(AlterPeer { name, if_exists, change }) => alter_peer(sql, name, *if_exists, change, nonce),
+        Statement::CommentOn { noun, name, comment } => {
+            let noun = if *noun == Noun::Peer { "peer" } else { "mirror" };
+            sql.push(&format!("CALL peergate.comment_on_{noun}("));
+            sql.name(name);
+            sql.push(", ");
+            sql.anchor("comment");
+            match comment {
+                Some(text) => sql.value(text),
+                None => sql.push("NULL"),
+            }
+            sql.finish(nonce);
+        }
+        Statement::ShowPeer { name } => {
+            sql.push("SELECT * FROM peergate.show_peer(");
+            sql.name(name);
+            sql.push(")");
+        }
         Statement::DropPeer { names, if_exists, cascade } => {
             sql.push("CALL peergate.drop_peer(");
             array(sql, names);
@@ -523,12 +601,32 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
         Statement::ShowPeers => sql.push("SELECT * FROM peergate.show_peers"),
         Statement::ShowMirrors => sql.push("SELECT * FROM peergate.show_mirrors"),
         Statement::ShowTasks => sql.push("SELECT * FROM peergate.show_tasks"),
+        Statement::Help { words } => {
+            // That there is something was found when it was parsed.
+            if let Ok(found) = help(words, 0) {
+                table(sql, found.columns, &found.rows);
+            }
+        }
         Statement::ShowMirror { name } => {
             sql.push("SELECT * FROM peergate.show_mirror(");
             sql.name(name);
             sql.push(")");
         }
     }
+}
+
+/// Writes a query that gives these rows, all of type text.
+fn table(sql: &mut Sql, columns: &[&str], rows: &[Vec<String>]) {
+    sql.push("SELECT * FROM (VALUES ");
+    for (n, row) in rows.iter().enumerate() {
+        sql.push(if n > 0 { ", (" } else { "(" });
+        for (n, text) in row.iter().enumerate() {
+            sql.push(if n > 0 { ", " } else { "" });
+            sql.literal(text);
+        }
+        sql.push(")");
+    }
+    sql.push(&format!(") AS help ({})", columns.join(", ")));
 }
 
 fn array(sql: &mut Sql, names: &[String]) {
@@ -548,12 +646,33 @@ fn change_privileges(sql: &mut Sql, procedure: &str, peers: &[String], roles: &[
     sql.push(&format!("CALL peergate.{procedure}("));
     array(sql, peers);
     sql.push(", ");
-    // Whom these words mean is the caller's to say: inside the procedure they mean its owner.
-    array_of(sql, roles, |sql, role| match role {
+    array_of(sql, roles, role);
+    sql.finish(nonce);
+}
+
+/// Whom these words mean is the caller's to say: inside the procedure they mean its owner.
+fn role(sql: &mut Sql, role: &Role) {
+    match role {
         Role::Named(name) => sql.name(name),
         Role::Current => sql.push("CURRENT_USER::pg_catalog.text"),
         Role::Session => sql.push("SESSION_USER::pg_catalog.text"),
+    }
+}
+
+fn alter_peer(sql: &mut Sql, name: &str, if_exists: bool, change: &PeerChange, nonce: &str) {
+    sql.push(match change {
+        PeerChange::Rename(_) => "CALL peergate.rename_peer(",
+        PeerChange::Owner(_) => "CALL peergate.change_peer_owner(",
+        PeerChange::Set(_) | PeerChange::Reset(_) => unreachable!("something is found out for it"),
     });
+    sql.name(name);
+    sql.push(", ");
+    match change {
+        PeerChange::Rename(name) => sql.name(name),
+        PeerChange::Owner(owner) => role(sql, owner),
+        PeerChange::Set(_) | PeerChange::Reset(_) => {}
+    }
+    sql.flag("if_exists", if_exists);
     sql.finish(nonce);
 }
 
@@ -675,6 +794,38 @@ fn selection(selection: &Selection) -> Json {
         document["except"] = except.iter().map(table).collect();
     }
     document
+}
+
+/// Reads what [`selection`] writes; `None` for a form that it does not write, so that nothing of it is lost unseen.
+pub(crate) fn selection_from_json(document: &Json) -> Option<Selection> {
+    let text = |value: &Json| value.as_str().map(str::to_owned);
+    let table = |value: &Json| Some(Table { schema: text(value.get("schema")?)?, name: text(value.get("name")?)? });
+    let texts = |value: Option<&Json>| -> Option<Vec<String>> {
+        value.map_or(Some(Vec::new()), |value| value.as_array()?.iter().map(text).collect())
+    };
+    let except = || -> Option<Vec<Table>> {
+        document.get("except").map_or(Some(Vec::new()), |value| value.as_array()?.iter().map(table).collect())
+    };
+    let read = if document.get("all").is_some() {
+        Selection::All { except: except()? }
+    } else if let Some(schemas) = document.get("schemas") {
+        let schema = |map: &Json| Some(SchemaMap { from: text(map.get("from")?)?, to: text(map.get("to")?)? });
+        Selection::Schemas {
+            schemas: schemas.as_array()?.iter().map(schema).collect::<Option<_>>()?,
+            except: except()?,
+        }
+    } else {
+        let map = |map: &Json| {
+            Some(TableMap {
+                from: table(map.get("from")?)?,
+                to: table(map.get("to")?)?,
+                columns: texts(map.get("columns"))?,
+                exclude: texts(map.get("exclude"))?,
+            })
+        };
+        Selection::Tables(document.get("tables")?.as_array()?.iter().map(map).collect::<Option<_>>()?)
+    };
+    (selection(&read) == *document).then_some(read)
 }
 
 /// Writes a call that raises the refusal, at the part that [`Spans::refusal`] names.

@@ -1,4 +1,4 @@
-//! `peergate serve` and `peergate rotate-key`: what is started in which order, and stopped in the reverse.
+//! `peergate serve`, `peergate rotate-key` and `peergate dump`: what is started in which order, and stopped in the reverse.
 //!
 //! The only file that knows gateway and engine. They meet in the catalog; here they only get the same one.
 
@@ -138,25 +138,7 @@ async fn serve_on(
 /// # Errors
 /// If the key was given in the environment, or the catalog cannot be reached.
 pub(crate) async fn rotate_key(config: Config) -> anyhow::Result<()> {
-    let (embedded, _directory, access) = match DataDir::lock(&config.data_dir) {
-        Ok(directory) => {
-            let embedded = start_embedded(&config, &directory).await?;
-            let access = CatalogAccess::new(&config, embedded.as_ref())?;
-            (embedded, Some(directory), access)
-        }
-        // A running server is no obstacle: its embedded catalog is there to be used.
-        Err(gateway::embedded::EmbeddedError::InUse { .. }) => {
-            let access = match &config.catalog {
-                CatalogSource::External { .. } => CatalogAccess::new(&config, None)?,
-                CatalogSource::Embedded { .. } => {
-                    let host = config.data_dir.join("run").to_string_lossy().into_owned();
-                    CatalogAccess::embedded(&host, 5432, &internal_password(&config.data_dir)?)
-                }
-            };
-            (None, None, access)
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let (embedded, _directory, access) = reach_catalog(&config).await?;
     let result = async {
         let keyring = keyring(&config)?;
         access.migrate(&keyring).await?;
@@ -173,6 +155,50 @@ pub(crate) async fn rotate_key(config: Config) -> anyhow::Result<()> {
     }
     println!("peergate: all secrets are sealed with the new key {}", result?);
     Ok(())
+}
+
+/// Writes the statements that rebuild the catalog to standard output. Changes nothing.
+///
+/// # Errors
+/// If there is no catalog, it cannot be reached, or is of another version.
+pub(crate) async fn dump(config: Config) -> anyhow::Result<()> {
+    if matches!(config.catalog, CatalogSource::Embedded { .. }) && !config.data_dir.join("pgdata").exists() {
+        anyhow::bail!("there is no embedded catalog in {}", config.data_dir.display());
+    }
+    let (embedded, _directory, access) = reach_catalog(&config).await?;
+    let script = async {
+        let contents =
+            access.open(keyring(&config)?)?.contents().await.map_err(|e| anyhow::anyhow!("{}", chain(&e)))?;
+        anyhow::Ok(gateway::dump::script(&contents)?)
+    };
+    let script = script.await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    io::stdout().lock().write_all(script?.as_bytes()).context("cannot write the dump")
+}
+
+/// Gives access to the catalog for one command, whether a server is running on it or not: an embedded one is started if need be.
+async fn reach_catalog(config: &Config) -> anyhow::Result<(Option<EmbeddedCatalog>, Option<DataDir>, CatalogAccess)> {
+    match DataDir::lock(&config.data_dir) {
+        Ok(directory) => {
+            let embedded = start_embedded(config, &directory).await?;
+            let access = CatalogAccess::new(config, embedded.as_ref())?;
+            Ok((embedded, Some(directory), access))
+        }
+        // A running server is no obstacle: its embedded catalog is there to be used.
+        Err(gateway::embedded::EmbeddedError::InUse { .. }) => {
+            let access = match &config.catalog {
+                CatalogSource::External { .. } => CatalogAccess::new(config, None)?,
+                CatalogSource::Embedded { .. } => {
+                    let host = config.data_dir.join("run").to_string_lossy().into_owned();
+                    CatalogAccess::embedded(&host, 5432, &internal_password(&config.data_dir)?)
+                }
+            };
+            Ok((None, None, access))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn start_embedded(config: &Config, directory: &DataDir) -> anyhow::Result<Option<EmbeddedCatalog>> {

@@ -10,6 +10,15 @@ use std::fmt;
 pub enum Statement {
     /// `CREATE PEER`.
     CreatePeer(CreatePeer),
+    /// `ALTER PEER`.
+    AlterPeer(AlterPeer),
+    /// `VALIDATE PEER`.
+    ValidatePeer {
+        /// The peer.
+        name: String,
+        /// The grants that it needs are shown, too.
+        verbose: bool,
+    },
     /// `DROP PEER`.
     DropPeer {
         /// The peers, at least one.
@@ -85,8 +94,22 @@ pub enum Statement {
         /// Who is to have it no more, at least one.
         roles: Vec<Role>,
     },
+    /// `COMMENT ON PEER` and `COMMENT ON MIRROR`.
+    CommentOn {
+        /// What kind of thing.
+        noun: Noun,
+        /// Its name.
+        name: String,
+        /// The comment; `None` takes it away.
+        comment: Option<Value>,
+    },
     /// `SHOW PEERS`.
     ShowPeers,
+    /// `SHOW PEER`.
+    ShowPeer {
+        /// The peer.
+        name: String,
+    },
     /// `SHOW MIRRORS`.
     ShowMirrors,
     /// `SHOW MIRROR`.
@@ -96,6 +119,25 @@ pub enum Statement {
     },
     /// `SHOW TASKS`.
     ShowTasks,
+    /// `HELP`.
+    Help {
+        /// On what, word by word; empty: on everything.
+        words: Vec<String>,
+    },
+}
+
+impl Statement {
+    /// Returns the options of a statement for which the gateway finds something out about a peer before it goes on; `None` for the others.
+    pub fn inspected_options(&self) -> Option<&[GivenOption]> {
+        match self {
+            Statement::CreatePeer(peer) => Some(&peer.options),
+            Statement::AlterPeer(AlterPeer { change: PeerChange::Set(options), .. }) => Some(options),
+            Statement::AlterPeer(AlterPeer { change: PeerChange::Reset(_), .. }) | Statement::ValidatePeer { .. } => {
+                Some(&[])
+            }
+            _ => None,
+        }
+    }
 }
 
 /// `CREATE PEER`.
@@ -103,12 +145,47 @@ pub enum Statement {
 pub struct CreatePeer {
     /// The new peer's name.
     pub name: String,
+    /// An existing one gets these options.
+    pub or_replace: bool,
     /// An existing one is a NOTICE.
     pub if_not_exists: bool,
     /// The kind of database, as written.
     pub kind: String,
     /// Options in the order given, secrets among them.
     pub options: Vec<GivenOption>,
+}
+
+/// `ALTER PEER`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlterPeer {
+    /// The peer.
+    pub name: String,
+    /// A missing one is a NOTICE.
+    pub if_exists: bool,
+    /// What is to be changed.
+    pub change: PeerChange,
+}
+
+/// What ALTER PEER changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerChange {
+    /// `SET ( … )`: these options get these values.
+    Set(Vec<GivenOption>),
+    /// `RESET ( … )`: these options have their defaults again.
+    Reset(Vec<String>),
+    /// `RENAME TO`.
+    Rename(String),
+    /// `OWNER TO`.
+    Owner(Role),
+}
+
+/// What can have a comment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noun {
+    /// A peer.
+    Peer,
+    /// A mirror.
+    Mirror,
 }
 
 /// `CREATE MIRROR`.
@@ -269,10 +346,15 @@ const GRAMMAR_WORDS: &[&str] = &[
     "group",
     "if",
     "in",
+    "is",
     "keep",
     "lsn",
     "mapping",
     "not",
+    "null",
+    "owner",
+    "rename",
+    "reset",
     "restrict",
     "schema",
     "session_user",
@@ -306,6 +388,10 @@ fn idents(names: &[String]) -> String {
     list(names.iter().map(|n| Ident(n)))
 }
 
+fn given(options: &[GivenOption]) -> String {
+    list(options.iter().map(|o| format!("{} = {}", Ident(&o.name), o.value)))
+}
+
 fn when(condition: bool, text: &'static str) -> &'static str {
     if condition { text } else { "" }
 }
@@ -313,10 +399,31 @@ fn when(condition: bool, text: &'static str) -> &'static str {
 impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Statement::CreatePeer(CreatePeer { name, if_not_exists, kind, options }) => {
-                let exists = when(*if_not_exists, "IF NOT EXISTS ");
-                write!(f, "CREATE PEER {exists}{} FROM {}{}", Ident(name), Ident(kind), With(options))
+            Statement::CreatePeer(CreatePeer { name, or_replace, if_not_exists, kind, options }) => {
+                let (replace, exists) = (when(*or_replace, "OR REPLACE "), when(*if_not_exists, "IF NOT EXISTS "));
+                write!(f, "CREATE {replace}PEER {exists}{} FROM {}{}", Ident(name), Ident(kind), With(options))
             }
+            Statement::AlterPeer(AlterPeer { name, if_exists, change }) => {
+                write!(f, "ALTER PEER {}{} ", when(*if_exists, "IF EXISTS "), Ident(name))?;
+                match change {
+                    PeerChange::Set(options) => write!(f, "SET ({})", given(options)),
+                    PeerChange::Reset(names) => write!(f, "RESET ({})", idents(names)),
+                    PeerChange::Rename(name) => write!(f, "RENAME TO {}", Ident(name)),
+                    PeerChange::Owner(role) => write!(f, "OWNER TO {role}"),
+                }
+            }
+            Statement::ValidatePeer { name, verbose } => {
+                write!(f, "VALIDATE PEER {}{}", Ident(name), when(*verbose, " VERBOSE"))
+            }
+            Statement::CommentOn { noun, name, comment } => {
+                let noun = if *noun == Noun::Peer { "PEER" } else { "MIRROR" };
+                write!(f, "COMMENT ON {noun} {} IS ", Ident(name))?;
+                match comment {
+                    Some(text) => text.fmt(f),
+                    None => f.write_str("NULL"),
+                }
+            }
+            Statement::ShowPeer { name } => write!(f, "SHOW PEER {}", Ident(name)),
             Statement::DropPeer { names, if_exists, cascade } => {
                 let exists = when(*if_exists, "IF EXISTS ");
                 write!(f, "DROP PEER {exists}{}{}", idents(names), when(*cascade, " CASCADE"))
@@ -361,6 +468,10 @@ impl fmt::Display for Statement {
             Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
             Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),
             Statement::ShowTasks => f.write_str("SHOW TASKS"),
+            Statement::Help { words } => {
+                f.write_str("HELP")?;
+                words.iter().try_for_each(|word| write!(f, " {}", Ident(word)))
+            }
         }
     }
 }
@@ -399,7 +510,7 @@ impl fmt::Display for With<'_> {
         if self.0.is_empty() {
             return Ok(());
         }
-        write!(f, " WITH ({})", list(self.0.iter().map(|o| format!("{} = {}", Ident(&o.name), o.value))))
+        write!(f, " WITH ({})", given(self.0))
     }
 }
 

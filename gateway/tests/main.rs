@@ -11,6 +11,7 @@ mod foreign;
 mod hostile;
 mod lifetime;
 mod metrics;
+mod peer_changes;
 mod peers;
 mod process;
 mod processes;

@@ -133,7 +133,8 @@ fn findings(count: usize) -> Vec<Result<Findings, Refusal>> {
     let found = |n| {
         let validation = if n % 3 == 0 { serde_json::Value::Null } else { serde_json::json!({"message": "it's 'é"}) };
         let options = serde_json::json!({"host": "é\\'"});
-        Ok(Findings { options, secrets: serde_json::json!({"password": "sealed"}), validation })
+        let secrets = serde_json::json!({"password": "sealed"});
+        Ok(Findings::default().with("options", options).with("secrets", secrets).with("validation", validation))
     };
     (0..count).map(|n| if n % 2 == 0 { found(n) } else { Err(canceled()) }).collect()
 }
@@ -225,7 +226,7 @@ pub(crate) fn text(data: &[u8]) {
         check(text, encoding, conforming, &planned.render(NONCE, findings));
     }
     let Some(planned) = plan(text, encoding, conforming) else { return };
-    let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.peers().count()) };
+    let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.inspected().count()) };
     check(text, encoding, conforming, &planned.render(NONCE, findings));
     if let Some(planned) = plan(text, encoding, conforming) {
         check(text, encoding, conforming, &planned.render_prepared(NONCE, usize::from(first >> 3)).0);

@@ -43,7 +43,7 @@ create mirror m from shop to shop for table t where (a > 1);
 create mirror m from shop to shp for table a to b;
 wait for mirror m lsn 'x';
 show mirror m;
-alter peer shop set (password 'geheim');
+alter peer shop sett (password 'geheim');
 create peer x from postgres with (host = $1);
 \\set QUIET off
 drop peer shop;
@@ -111,9 +111,9 @@ LINE 1: wait for mirror m lsn 'x';
 ERROR:  42704: mirror "m" does not exist
 LINE 1: show mirror m;
                     ^
-ERROR:  42601: syntax error at or near "peer"
-LINE 1: alter peer shop set (password 'geheim');
-              ^
+ERROR:  42601: syntax error at or near "sett"
+LINE 1: alter peer shop sett (password 'geheim');
+                        ^
 ERROR:  42P02: there is no parameter $1
 LINE 1: create peer x from postgres with (host = $1);
                                                  ^

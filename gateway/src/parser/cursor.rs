@@ -205,6 +205,12 @@ impl<'a> Cursor<'a> {
         self.peek().is_some_and(|t| is_string(&t.token))
     }
 
+    /// Reads a string or a parameter.
+    pub(super) fn text(&mut self) -> Result<Value, Refusal> {
+        let begins = |token: &Token| is_string(token) || matches!(token, Token::Placeholder(_) | Token::LParen);
+        if self.peek().is_some_and(|t| begins(&t.token)) { self.value() } else { Err(self.unexpected()) }
+    }
+
     /// Reads a value: a literal, a word standing for one (`true`, `require`), or a parameter. It may stand in parentheses: pgjdbc puts
     /// values there when it writes them into a text.
     pub(super) fn value(&mut self) -> Result<Value, Refusal> {

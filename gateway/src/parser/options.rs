@@ -16,7 +16,7 @@ pub(super) fn with_options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result
     options(cursor, spans)
 }
 
-/// `( name = value, … )`
+/// Reads `( name = value, … )`.
 pub(super) fn options(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<GivenOption>, Refusal> {
     let mut seen: Vec<String> = Vec::new();
     cursor.parenthesized(|cursor| {

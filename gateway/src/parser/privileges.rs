@@ -43,13 +43,18 @@ fn privileges(cursor: &mut Cursor<'_>, before_roles: &str) -> Result<(Vec<String
         count += 1;
         cursor.eat_word("GROUP");
         spans.add(format!("role.{count}"), cursor.position());
-        if cursor.eat_word("CURRENT_USER") || cursor.eat_word("CURRENT_ROLE") {
-            Ok(Role::Current)
-        } else if cursor.eat_word("SESSION_USER") {
-            Ok(Role::Session)
-        } else {
-            cursor.long_ident().map(Role::Named)
-        }
+        role(cursor)
     })?;
     Ok((peers, roles, spans))
+}
+
+/// `name | CURRENT_USER | CURRENT_ROLE | SESSION_USER`
+pub(super) fn role(cursor: &mut Cursor<'_>) -> Result<Role, Refusal> {
+    if cursor.eat_word("CURRENT_USER") || cursor.eat_word("CURRENT_ROLE") {
+        Ok(Role::Current)
+    } else if cursor.eat_word("SESSION_USER") {
+        Ok(Role::Session)
+    } else {
+        cursor.long_ident().map(Role::Named)
+    }
 }

@@ -41,6 +41,24 @@ fn what_is_printed_parses_to_the_same() {
             "create peer a from postgres with (host = 'x'\n 'y', user=U&'\\00e9')",
             "CREATE PEER a FROM postgres WITH (host = 'xy', user = 'é')",
         ),
+        ("create or replace peer a from postgres with (user u)", "error"),
+        (
+            "create or replace peer a from postgres with (user 'u')",
+            "CREATE OR REPLACE PEER a FROM postgres WITH (user = 'u')",
+        ),
+        (
+            "alter peer if exists A set (host 'h', password = $1, port = 5433)",
+            "ALTER PEER IF EXISTS a SET (host = 'h', password = $1, port = '5433')",
+        ),
+        ("alter peer a reset (host, \"Odd\")", "ALTER PEER a RESET (host, \"Odd\")"),
+        ("alter peer \"reset\" rename to \"Set\"", "ALTER PEER \"reset\" RENAME TO \"Set\""),
+        ("alter peer a owner to current_role", "ALTER PEER a OWNER TO CURRENT_USER"),
+        ("comment on peer a is $$it's$$", "COMMENT ON PEER a IS 'it''s'"),
+        ("comment on mirror \"is\" is null", "COMMENT ON MIRROR \"is\" IS NULL"),
+        ("comment on mirror m is $1", "COMMENT ON MIRROR m IS $1"),
+        ("validate peer a", "VALIDATE PEER a"),
+        ("validate peer \"A\" verbose", "VALIDATE PEER \"A\" VERBOSE"),
+        ("show peer \"A\"", "SHOW PEER \"A\""),
         ("drop peer if exists a, \"B\" cascade", "DROP PEER IF EXISTS a, \"B\" CASCADE"),
         ("drop peer a restrict", "DROP PEER a"),
         (
@@ -139,21 +157,21 @@ fn what_is_not_ours_is_theirs() {
         "\"create\" peer x",
         "create \"peer\" x from postgres",
         "explain create peer x",
-        "show peer x",
+        "show peer",
+        "show peer.x",
+        "comment on table peer is 'x'",
+        "create or replace view peer as select 1",
         "show mirror",
         "show peers x",
         "show tasks.x",
         "show mirror .x",
         "execute shop ($$ select 1 $$)",
-        "validate peer x",
         "create alert a on mirror m",
         "alter table mirror rename to n",
         "resync table mirror",
     ] {
         assert_eq!(parse_all(text), Parsed::Theirs, "{text}");
     }
-    assert_eq!(parse_all("alter peer x set (password 'y')"), Parsed::Withheld);
-    assert_eq!(parse_all("create or replace peer x from postgres"), Parsed::Withheld);
 }
 
 #[test]
@@ -180,6 +198,16 @@ fn syntax_errors_are_postgres_own_words_at_the_token() {
         ("create peer \"\" from postgres", "zero-length delimited identifier at or near \"\"\"\"", 12),
         ("create peer a from postgres with (a = 1, a = 2)", "option \"a\" provided more than once", 41),
         ("create peer a from postgres with (password = 'geheim", "unterminated or malformed literal", 45),
+        ("create or replace peer if not exists a", "syntax error at or near \"not\"", 26),
+        ("alter peer a", "syntax error at end of input", 12),
+        ("alter peer a set", "syntax error at end of input", 16),
+        ("alter peer a set (password = 'geheim' host)", "syntax error at or near \"host\"", 38),
+        ("alter peer a set (x = 1, x = 2)", "option \"x\" provided more than once", 25),
+        ("alter peer a reset (x = 1)", "syntax error at or near \"=\"", 22),
+        ("alter peer a rename b", "syntax error at or near \"b\"", 20),
+        ("alter peer a options (password 'geheim')", "syntax error at or near \"options\"", 13),
+        ("comment on peer a", "syntax error at end of input", 17),
+        ("comment on peer a is 5", "syntax error at or near \"5\"", 21),
         ("drop peer a b", "syntax error at or near \"b\"", 12),
         ("drop peer a,", "syntax error at end of input", 12),
         ("create mirror m from a to b", "syntax error at end of input", 27),

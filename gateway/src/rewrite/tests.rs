@@ -6,9 +6,11 @@ const NONCE: &str = "n0";
 
 fn rewritten(text: &str) -> Rewritten {
     let plan = plan(text.as_bytes(), Encoding::Utf8, true).unwrap_or_else(|| panic!("{text}"));
-    let found =
-        Findings { options: json!({"host": "é\\"}), secrets: json!({"password": "v1.x"}), validation: json!({}) };
-    let findings = plan.peers().map(|_| Ok(found.clone())).collect();
+    let found = Findings::default()
+        .with("options", json!({"host": "é\\"}))
+        .with("secrets", json!({"password": "v1.x"}))
+        .with("validation", json!({}));
+    let findings = plan.inspected().map(|_| Ok(found.clone())).collect();
     plan.render(NONCE, findings)
 }
 
@@ -21,7 +23,7 @@ fn each_statement_becomes_its_call() {
     for (statement, expected) in [
         (
             "create peer if not exists shop from POSTGRES with (password = 'geheim')",
-            r#"CALL peergate.create_peer('shop', 'postgres', E'{"host":"\\u00e9\\\\"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, if_not_exists => true, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+            r#"CALL peergate.create_peer('shop', 'postgres', options => E'{"host":"\\u00e9\\\\"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, if_not_exists => true, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
         ),
         (
             "drop peer a, \"b'c\" cascade",
@@ -53,7 +55,27 @@ fn each_statement_becomes_its_call() {
             "wait for mirror m state running",
             "CALL peergate.wait_for_mirror('m', up_to_state => 'running'::pg_catalog.text, nonce => 'n0')",
         ),
+        (
+            "create or replace peer shop from POSTGRES with (password = 'geheim')",
+            r#"CALL peergate.create_peer('shop', 'postgres', options => E'{"host":"\\u00e9\\\\"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, or_replace => true, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "alter peer shop set (password = 'geheim')",
+            r#"CALL peergate.alter_peer('shop', options => E'{"host":"\\u00e9\\\\"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "alter peer if exists a rename to \"B\"",
+            "CALL peergate.rename_peer('a', 'B', if_exists => true, nonce => 'n0')",
+        ),
+        (
+            "alter peer a owner to current_user",
+            "CALL peergate.change_peer_owner('a', CURRENT_USER::pg_catalog.text, nonce => 'n0')",
+        ),
+        ("validate peer a", "SELECT * FROM peergate.validate_peer('a', validation => '{}'::pg_catalog.jsonb)"),
+        ("comment on peer a is 'x'", "CALL peergate.comment_on_peer('a', 'x', nonce => 'n0')"),
+        ("comment on mirror m is null", "CALL peergate.comment_on_mirror('m', NULL, nonce => 'n0')"),
         ("show peers", "SELECT * FROM peergate.show_peers"),
+        ("show peer a", "SELECT * FROM peergate.show_peer('a')"),
         ("show mirror \"M\"", "SELECT * FROM peergate.show_mirror('M')"),
     ] {
         assert_eq!(text(statement), expected, "{statement}");
@@ -82,9 +104,9 @@ fn what_is_malformed_is_cut_to_its_first_words() {
     assert_eq!(r.placed[0].refusal.as_ref().map(|r| r.at), Some(25));
     // Postgres complains of the noun, or of the end behind it.
     assert_eq!(r.place(25), Place::Inside(0, 25));
-    let r = rewritten("alter peer shop set (password 'geheim')");
+    let r = rewritten("alter peer shop sett (password 'geheim')");
     assert_eq!((r.text.as_slice(), r.place(6)), (b"alter peer".as_slice(), Place::Inside(0, 6)));
-    assert_eq!(text("create or replace peer x from postgres with (password 'geheim')"), "create or replace peer");
+    assert_eq!(text("create or replace peer x frm postgres with (password 'geheim')"), "create or replace peer");
 }
 
 #[test]
