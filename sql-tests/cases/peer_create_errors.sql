@@ -15,8 +15,8 @@ create peer public from postgres with (user = 'u', validate = false);
 create peer shop from postgres with (uri = 'mysql://u:geheim@h/d');
 create peer shop from postgres with (host = $1);
 create peer shop from postgres with (host = '127.0.0.1', port = 1, user = 'u');
-create or replace peer shop from postgres with (password = 'geheim');
-alter peer shop set (password = 'geheim');
+create or replace peer shop frm postgres with (password = 'geheim');
+alter peer shop sett (password = 'geheim');
 select 'é' as a \; create peer shop
   from postgres with (user = 'u', validate = maybe);
 show peers;
