@@ -604,7 +604,7 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
         Statement::Help { words } => {
             // That there is something was found when it was parsed.
             if let Ok(found) = help(words, 0) {
-                table(sql, found.columns, &found.rows);
+                text_rows(sql, found.columns, &found.rows);
             }
         }
         Statement::ShowMirror { name } => {
@@ -616,7 +616,7 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
 }
 
 /// Writes a query that gives these rows, all of type text.
-fn table(sql: &mut Sql, columns: &[&str], rows: &[Vec<String>]) {
+fn text_rows(sql: &mut Sql, columns: &[&str], rows: &[Vec<String>]) {
     sql.push("SELECT * FROM (VALUES ");
     for (n, row) in rows.iter().enumerate() {
         sql.push(if n > 0 { ", (" } else { "(" });

@@ -81,7 +81,6 @@ fn what_is_printed_parses_to_the_same() {
         ("alter mirror m reset (on_error, x)", "ALTER MIRROR m RESET (on_error, x)"),
         ("alter mirror m rename to \"N\"", "ALTER MIRROR m RENAME TO \"N\""),
         ("resync mirror if exists m table t, s.u", "RESYNC MIRROR IF EXISTS m TABLE public.t, s.u"),
-        ("resync mirror m", "RESYNC MIRROR m"),
         (
             "create mirror m from a to b for all tables except (x, s.y)",
             "CREATE MIRROR m FROM a TO b FOR ALL TABLES EXCEPT (public.x, s.y)",
