@@ -222,7 +222,7 @@ pub(crate) fn text(data: &[u8]) {
         assert!(plan(text, encoding, conforming).is_none());
     }
     if let Some(planned) = plan_with(text, encoding, conforming, peers()) {
-        let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.peers().count()) };
+        let findings = if planned.fails_to_parse() { Vec::new() } else { findings(planned.inspected().count()) };
         check(text, encoding, conforming, &planned.render(NONCE, findings));
     }
     let Some(planned) = plan(text, encoding, conforming) else { return };
