@@ -435,6 +435,10 @@ impl Relay {
                     return Ok(End::Fatal(Fatal::BackendGone));
                 };
                 became_ready |= walked.became_ready;
+                // Who hears that a peer was made or changed may use it from another session at once.
+                if walked.became_ready && self.peers_version.get() == 0 && self.entry().status() == b'I' {
+                    Box::pin(self.refresh_peers()).await;
+                }
                 let bytes = cut.bytes(&buffer, &mut out);
                 self.at_boundary.set(false);
                 client.send(bytes).await?;

@@ -112,6 +112,8 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
          create mirror if not exists schemas from shop to dwh for tables in schema audit, sales to kept except (audit.log);
          comment on mirror kept is 'stays';
          pause mirror kept; pause mirror \"Kept too\"; pause mirror schemas;
+         alter mirror kept add table test (id) to crm.kept_test; alter mirror kept set (on_error = quarantine_table, batch_rows_max = 500);
+         alter mirror kept reset (batch_bytes_max); alter mirror \"Kept too\" rename to \"Kept, two\"; alter mirror \"Kept, two\" rename to \"Kept too\";
          drop mirror if exists gone; drop peer if exists gone cascade;",
     );
     gate.run(&scratch, &script, &["-1"]);
@@ -125,6 +127,9 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
     }
     assert_eq!((gate.dump(), gate.run(&scratch, generations, &[])), before);
 
+    // What ALTER MIRROR takes out is not written as if it had been there.
+    gate.run(&scratch, "alter mirror kept drop table customers; alter mirror schemas add table audit.log", &[]);
+
     // Nothing runs in the second catalog: all mirrors are paused in the transaction that makes them.
     gate.run(&scratch, "pause mirror two; pause mirror everything", &[]);
     let dumped = gate.dump();
@@ -134,6 +139,8 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
         "GRANT USAGE ON PEER shop TO peergate_reader, public;",
         "ALTER PEER \"Odd.name\" OWNER TO peergate;",
         "PAUSE MIRROR \"Kept too\";",
+        "CREATE MIRROR kept FROM shop TO dwh FOR TABLE public.orders TO crm.kept, public.test (id) TO crm.kept_test WITH (batch_rows_max = '500', on_error = 'quarantine_table');",
+        "FOR TABLES IN SCHEMA audit, sales TO kept;",
         "password_env = 'PEERGATE_PEER_ODD_NAME_PASSWORD'",
         "password_env = 'PEERGATE_PEER_ODD_NAME_PASSWORD_2'",
     ] {
