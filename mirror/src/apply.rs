@@ -41,6 +41,8 @@ pub struct Limits {
     pub rows: usize,
     /// Bytes.
     pub bytes: usize,
+    /// Memory; two batches may take twice that.
+    pub memory: usize,
     /// Shortest time between two commits.
     pub sync_interval: Duration,
     /// Transactions that commit up to here are batches of their own: one of them cannot be applied.
@@ -53,6 +55,7 @@ impl Limits {
         Limits {
             rows: options.batch_rows_max,
             bytes: options.batch_bytes_max,
+            memory: options.memory_max / 2,
             sync_interval: options.sync_interval,
             one_by_one_until: Lsn::ZERO,
         }
@@ -360,7 +363,7 @@ impl Apply {
 
     fn over_limits(&self) -> bool {
         let open = self.assembler.open();
-        open.rows >= self.limits.rows || open.bytes >= self.limits.bytes
+        open.rows >= self.limits.rows || open.bytes >= self.limits.bytes || open.memory >= self.limits.memory
     }
 
     /// Whether an idle sink is better given the open batch than kept waiting for more.

@@ -1,6 +1,6 @@
 //! Turns the output plugin's messages into batches. No I/O: what it must know of tables was looked up before.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::copy::Targets;
 use crate::error::{Error, Problem};
 use crate::relation::TableMap;
-use crate::schema::{TablePlan, TargetColumn, Types, is_same_type};
+use crate::schema::{Passage, TablePlan, TargetColumn, Types, passage};
 use crate::table_state::Route;
 
 /// What is known of a stream's tables on both sides.
@@ -23,8 +23,10 @@ pub struct Tables {
     pub targets: Targets,
     /// The source's types.
     pub types: Types,
-    /// Values come in binary.
+    /// Values come in binary, where their types have such a form.
     pub binary: bool,
+    /// The built-in types that the target has.
+    pub known: HashSet<u32>,
     /// Changes are written in their own order, across tables: on the target they depend on each other.
     pub in_order: bool,
     /// Which changes of the mirror's tables are taken, by name on the source.
@@ -342,9 +344,20 @@ impl Assembler {
         let target = self.tables.targets.get(&plan.target_name).ok_or_else(|| {
             Problem::new(SqlState::UNDEFINED_TABLE, format!("target table \"{}\" does not exist", plan.target_name))
         })?;
-        let same = |oid, column: &TargetColumn| is_same_type(self.tables.types.get(&oid), column);
+        let as_text = (Passage::FromText, "pg_catalog.text".to_owned());
+        let way = |oid: u32, column: &TargetColumn| {
+            if !self.tables.binary {
+                return Some(as_text.clone());
+            }
+            let of_source = self.tables.types.get(&oid);
+            Some(match passage(of_source, column, |oid| self.tables.known.contains(&oid))? {
+                Passage::AsIs => (Passage::AsIs, column.type_sql.clone()),
+                Passage::FromText => as_text.clone(),
+                Passage::ThroughText => (Passage::ThroughText, of_source?.sql.clone()),
+            })
+        };
         let takes = |column: &str| plan.columns.takes(column);
-        TableMap::new(relation, target, same, takes, plan.key(), self.tables.binary)
+        TableMap::new(relation, target, way, takes, plan.key())
     }
 
     /// Returns how a change's row becomes a row of the target; `None` when the change is not this stream's.

@@ -16,6 +16,9 @@ use pg::pgoutput::{Tuple, Value};
 
 use crate::relation::TableMap;
 
+/// What a row change takes in memory besides its bytes: its key, its place among the table's rows, and what refers to its bytes.
+const ROW_OVERHEAD: usize = 256;
+
 /// Where a batch ends: at the end of a source transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchEnd {
@@ -34,6 +37,8 @@ pub struct Batch {
     pub rows: usize,
     /// Bytes of them.
     pub bytes: usize,
+    /// About how much memory they take.
+    pub memory: usize,
     /// Whole source transactions.
     pub transactions: usize,
     /// Commit time of the first transaction, for lag.
@@ -281,6 +286,7 @@ impl Batch {
     fn count(&mut self, size: usize) {
         self.rows += 1;
         self.bytes += size;
+        self.memory += size + ROW_OVERHEAD;
     }
 
     /// Adds an inserted row.

@@ -24,7 +24,7 @@ use crate::apply::{Apply, Limits, Order};
 use crate::assemble::{Assembler, Tables};
 use crate::copy::{self, Snapshot};
 use crate::error::{Error, Problem, retry_delay};
-use crate::prepare::{self, Fills, column_types, describe_targets};
+use crate::prepare::{self, Fills, builtin_types, column_types, describe_targets};
 use crate::schema::{TablePlan, all_binary};
 use crate::session::PeerSession;
 use crate::sink::marks;
@@ -395,13 +395,16 @@ impl Group<'_> {
     ) -> Result<Tables, Error> {
         let targets = describe_targets(target, plans).await?;
         let types = column_types(source, plans).await?;
+        let known = builtin_types(target).await?;
         let as_text = self.context.values_come_as_text();
-        let binary = source.version >= 140_000 && !as_text && all_binary(plans, &types, &targets);
+        let binary =
+            source.version >= 140_000 && !as_text && all_binary(plans, &types, &targets, |oid| known.contains(&oid));
         Ok(Tables {
             plans: plans.iter().map(|p| (p.source.name.clone(), p.clone())).collect(),
             targets,
             types,
             binary,
+            known,
             in_order: false,
             routes: plans.iter().map(|p| (p.source.name.clone(), Route::From(from))).collect(),
             others_come: true,

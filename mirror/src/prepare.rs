@@ -1,7 +1,7 @@
 //! Makes target tables ready for their copy, and says which cannot be: creates what is missing, empties what may be emptied, and makes a
 //! stage for rows that are to be replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use catalog::event::Event;
 use catalog::mirror::{MirrorTable, Mode};
@@ -105,7 +105,7 @@ async fn undo_if_refused(target: &PeerSession, result: Result<(), Error>) -> Res
 /// [`Error`] as the server's SQLSTATE says.
 pub async fn describe_targets(target: &PeerSession, plans: &[TablePlan]) -> Result<Targets, Error> {
     let names: Vec<&TableName> = plans.iter().map(|p| &p.target_name).collect();
-    let mut targets = target_tables(&target.client, &names).await.map_err(|e| target.error(&e))?;
+    let mut targets = target_tables(&target.client, &names, target.version).await.map_err(|e| target.error(&e))?;
     for plan in plans {
         if let Some(found) = targets.get_mut(&plan.target_name) {
             found.set_key(plan.key());
@@ -117,7 +117,16 @@ pub async fn describe_targets(target: &PeerSession, plans: &[TablePlan]) -> Resu
 /// Describes the built-in types and those of the tables' columns.
 pub async fn column_types(source: &PeerSession, plans: &[TablePlan]) -> Result<Types, Error> {
     let oids: Vec<u32> = plans.iter().flat_map(|p| p.source.columns.iter().map(|c| c.type_oid)).collect();
-    types(&source.client, &oids).await.map_err(|e| source.error(&e))
+    types(&source.client, &oids, source.version).await.map_err(|e| source.error(&e))
+}
+
+/// Returns the built-in types that a server has.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn builtin_types(server: &PeerSession) -> Result<HashSet<u32>, Error> {
+    let types = types(&server.client, &[], server.version).await.map_err(|e| server.error(&e))?;
+    Ok(types.into_values().filter(|t| t.builtin).map(|t| t.oid).collect())
 }
 
 /// Makes what the target lacks of these tables; their own unfinished ones are dropped before.

@@ -6,7 +6,7 @@ use pg::name::quote_ident;
 use pg::pgoutput::{Relation, Tuple, Value};
 
 use crate::error::Problem;
-use crate::schema::{TargetColumn, TargetTable};
+use crate::schema::{Passage, TargetColumn, TargetTable};
 
 /// One column of a row on its way to the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct MappedColumn {
     pub target_type: String,
     /// The type in which the value is staged, as SQL: what its bytes are.
     pub staged_type: String,
-    /// The staged value needs an explicit cast to the target's type.
-    pub cast: bool,
+    /// What the staged value needs to become the target's.
+    pub passage: Passage,
     /// It is part of the key.
     pub key: bool,
     /// `GENERATED ALWAYS AS IDENTITY` on the target: an UPDATE may not set it.
@@ -32,7 +32,25 @@ pub struct MappedColumn {
 impl MappedColumn {
     /// Returns the staged value as the target wants it; `column` is the staged column, as SQL.
     pub fn value(&self, column: &str) -> String {
-        if self.cast { format!("{column}::{}", self.target_type) } else { column.to_owned() }
+        let target = &self.target_type;
+        match self.passage {
+            Passage::AsIs => column.to_owned(),
+            Passage::FromText => format!("{column}::{target}"),
+            // Not a cast to text, which is not what some types print.
+            Passage::ThroughText => {
+                format!("case when {column} is not null then pg_catalog.concat({column})::{target} end")
+            }
+        }
+    }
+
+    /// Returns a value of the target's column as it would be staged; `column` is that column, as SQL.
+    pub fn staged(&self, column: &str) -> String {
+        match self.passage {
+            Passage::AsIs => column.to_owned(),
+            Passage::FromText | Passage::ThroughText => {
+                format!("case when {column} is not null then pg_catalog.concat({column})::{} end", self.staged_type)
+            }
+        }
     }
 
     /// Returns the target column, quoted.
@@ -58,30 +76,31 @@ pub struct TableMap {
     pub extras: Vec<(String, String)>,
     /// Old rows come whole (replica identity FULL), so unchanged values can be taken from them.
     pub whole_old_rows: bool,
-    /// Values come in binary and go to the target as they are.
+    /// All values are those of the target's columns, byte for byte: rows that come can be copied into the table itself.
     pub direct: bool,
     /// The target has unique or exclusion constraints besides the key: rows may collide on their way to where they do not.
     pub other_unique: bool,
     /// The target has an identity column that an UPDATE may not set and that is not in the key: such rows are replaced.
     pub replace: bool,
+    /// Foreign keys of the target delete and change its rows with those that they refer to, if they are not switched off.
+    pub cascades: bool,
 }
 
 impl TableMap {
     /// Maps what the source just described onto the target table.
     ///
-    /// `is_same` tells whether a type of the source (by oid) is that of a column of the target. `binary` says whether values come in
-    /// binary. `key` are the columns by which rows are found, `None` when there are none.
+    /// `passage` tells how values of a type of the source (by oid) get to a column of the target, and the type in which they are staged.
+    /// `key` are the columns by which rows are found, `None` when there are none.
     ///
     /// # Errors
-    /// [`Problem`] 42703 if the target lacks a column that the mirror takes, 42804 if values come in binary and types differ: their bytes
-    /// would be taken for something else.
+    /// [`Problem`] 42703 if the target lacks a column that the mirror takes, 42804 if there is no passage: the bytes that come would be
+    /// taken for something else.
     pub fn new(
         relation: &Relation,
         target: &TargetTable,
-        is_same: impl Fn(u32, &TargetColumn) -> bool,
+        passage: impl Fn(u32, &TargetColumn) -> Option<(Passage, String)>,
         takes: impl Fn(&str) -> bool,
         key: Option<&[String]>,
-        binary: bool,
     ) -> Result<TableMap, Problem> {
         let source = TableName::new(&relation.schema, &relation.name);
         let mut columns = Vec::new();
@@ -95,17 +114,15 @@ impl TableMap {
             if found.generated {
                 continue;
             }
-            if binary && !is_same(column.type_oid, found) {
+            let Some((passage, staged_type)) = passage(column.type_oid, found) else {
                 return Err(changed_type(&source, target, &column.name));
-            }
-            let staged_type = if binary { found.type_sql.clone() } else { "pg_catalog.text".to_owned() };
-            let cast = !binary;
+            };
             columns.push(MappedColumn {
                 position,
                 target: found.name.clone(),
                 target_type: found.type_sql.clone(),
                 staged_type,
-                cast,
+                passage,
                 key: key.is_some_and(|k| k.contains(&column.name)),
                 identity_always: found.identity_always,
                 has_equality: found.has_equality,
@@ -114,7 +131,7 @@ impl TableMap {
         let is_extra = |c: &&TargetColumn| !c.generated && !columns.iter().any(|m| m.target == c.name);
         let extras = target.columns.iter().filter(is_extra).map(|c| (c.name.clone(), c.type_sql.clone())).collect();
         Ok(TableMap {
-            direct: binary && !columns.is_empty(),
+            direct: !columns.is_empty() && columns.iter().all(|c| c.passage == Passage::AsIs),
             oid: relation.oid,
             source,
             target: target.name.clone(),
@@ -124,6 +141,7 @@ impl TableMap {
             extras,
             whole_old_rows: relation.identity == pg::pgoutput::Identity::Full,
             other_unique: target.other_unique,
+            cascades: target.cascades,
         })
     }
 

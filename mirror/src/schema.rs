@@ -2,6 +2,7 @@
 
 pub mod ddl;
 pub mod introspect;
+pub mod wire;
 
 use std::collections::HashMap;
 
@@ -19,8 +20,10 @@ pub struct TypeInfo {
     pub sql: String,
     /// It is built in: the oid means the same on every server.
     pub builtin: bool,
-    /// Its binary form means the same on every server.
-    pub binary_safe: bool,
+    /// It has a binary form, in which a stream in binary brings it; else it comes as text there too.
+    pub sends: bool,
+    /// What its binary form is made of: equal on both sides if it means the same there. See [`wire::wire_form`].
+    pub wire: Option<String>,
 }
 
 /// A column of a source table.
@@ -121,6 +124,8 @@ pub struct TargetColumn {
     pub required: bool,
     /// Its type has an equality that an index may know.
     pub has_equality: bool,
+    /// What its type's binary form is made of, see [`wire::wire_form`].
+    pub wire: Option<String>,
 }
 
 /// A table on the target.
@@ -144,6 +149,10 @@ pub struct TargetTable {
     pub odd_unique: bool,
     /// It holds at least one row.
     pub has_rows: bool,
+    /// It has foreign keys.
+    pub has_foreign_keys: bool,
+    /// A foreign key of it deletes or changes its rows with those that they refer to.
+    pub cascades: bool,
 }
 
 impl TargetTable {
@@ -248,25 +257,53 @@ impl TargetTable {
 /// Types by their oid on the source.
 pub type Types = HashMap<u32, TypeInfo>;
 
-/// Returns whether all values of these tables can travel in binary: their types mean the same on both sides.
-pub fn all_binary(plans: &[TablePlan], types: &Types, targets: &HashMap<TableName, TargetTable>) -> bool {
-    plans.iter().all(|plan| is_binary(plan, types, targets.get(&plan.target_name)))
+/// How a value gets from a stream to a column of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Its bytes are a value of the column's type.
+    AsIs,
+    /// They are text, which the column's type reads or refuses.
+    FromText,
+    /// They are a value of the source's type, whose text the column's type reads or refuses: an assignment from one type to another
+    /// would round in silence.
+    ThroughText,
 }
 
-/// Returns whether a table's values can travel in binary. Where types differ they travel as text, which the target's type reads or
-/// refuses; an assignment from one type to another would round in silence.
-pub fn is_binary(plan: &TablePlan, types: &Types, target: Option<&TargetTable>) -> bool {
-    plan.replicated_columns().all(|column| {
-        let of_target = target.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
-        let of_source = types.get(&column.type_oid);
-        of_source.is_some_and(|t| t.binary_safe) && of_target.is_some_and(|t| is_same_type(of_source, t))
+/// Returns how values of a column get from a stream in binary to the target; `None` if their bytes could be taken for something else, so
+/// that they must come as text. `known` tells whether the target has a built-in type.
+pub fn passage(source: Option<&TypeInfo>, target: &TargetColumn, known: impl Fn(u32) -> bool) -> Option<Passage> {
+    let source = source?;
+    match &source.wire {
+        _ if !source.sends => Some(Passage::FromText),
+        None => None,
+        Some(wire) if target.wire.as_ref() == Some(wire) => Some(Passage::AsIs),
+        Some(_) => (source.builtin && known(source.oid)).then_some(Passage::ThroughText),
+    }
+}
+
+/// Returns whether a stream in binary brings values of these tables so that the target can take them all.
+pub fn all_binary(
+    plans: &[TablePlan],
+    types: &Types,
+    targets: &HashMap<TableName, TargetTable>,
+    known: impl Fn(u32) -> bool,
+) -> bool {
+    plans.iter().all(|plan| {
+        let target = targets.get(&plan.target_name);
+        plan.replicated_columns().all(|column| {
+            let of_target = target.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
+            of_target.is_some_and(|t| passage(types.get(&column.type_oid), t, &known).is_some())
+        })
     })
 }
 
-/// Returns whether a type of the source is that of a target's column. User-defined types have other oids on each server; they are the
-/// same type when they have the same name.
-pub fn is_same_type(of_source: Option<&TypeInfo>, of_target: &TargetColumn) -> bool {
-    of_source.is_some_and(|t| if t.builtin { t.oid == of_target.type_oid } else { t.sql == of_target.type_sql })
+/// Returns whether a table's values can be copied in binary. Where types differ they are copied as text.
+pub fn is_binary(plan: &TablePlan, types: &Types, target: Option<&TargetTable>) -> bool {
+    plan.replicated_columns().all(|column| {
+        let of_target = target.and_then(|t| t.columns.iter().find(|c| c.name == column.name));
+        let of_source = types.get(&column.type_oid).filter(|t| t.sends).and_then(|t| t.wire.as_ref());
+        of_source.is_some() && of_target.is_some_and(|t| t.wire.as_ref() == of_source)
+    })
 }
 
 /// The first oid that is not built in.

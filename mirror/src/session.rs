@@ -11,7 +11,7 @@ use crate::error::Error;
 /// Settings of every session, those that stream WAL too: both ends must read and write values alike, whatever their roles' and databases' own settings are. Nothing of ours is cut short
 /// by a timeout that was meant for applications; but a server notices soon when our machine is gone, and lets go of its locks.
 pub const PINNED: &str = "
-    set client_encoding = 'UTF8';
+    select pg_catalog.set_config('client_encoding', case pg_catalog.current_setting('server_encoding') when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end, false);
     set datestyle = 'ISO, YMD';
     set intervalstyle = 'postgres';
     set timezone = 'UTC';
@@ -28,6 +28,7 @@ pub const PINNED: &str = "
     set jit = off;
     set client_min_messages = warning;
     set lc_monetary = 'C';
+    select pg_catalog.set_config(name, '15000', false) from pg_catalog.pg_settings where name = 'wal_sender_timeout' and setting::int8 between 1 and 14999;
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in ('idle_session_timeout', 'transaction_timeout');
 ";
 

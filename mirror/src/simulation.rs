@@ -5,7 +5,7 @@
 
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use catalog::mirror::{ColumnChoice, Mode};
 use futures_util::FutureExt;
@@ -301,7 +301,8 @@ fn tables(source: &Source) -> Tables {
         targets.insert(name.clone(), target(table.oid, &name, key));
     }
     let (types, routes) = (HashMap::new(), HashMap::new());
-    Tables { plans, targets, types, binary: false, in_order: false, routes, others_come: false }
+    let known = HashSet::new();
+    Tables { plans, targets, types, binary: false, known, in_order: false, routes, others_come: false }
 }
 
 fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {
@@ -336,6 +337,7 @@ fn target(oid: u32, name: &TableName, key: Vec<String>) -> TargetTable {
         identity_always: false,
         required: false,
         has_equality: true,
+        wire: None,
     };
     TargetTable {
         oid,
@@ -347,5 +349,7 @@ fn target(oid: u32, name: &TableName, key: Vec<String>) -> TargetTable {
         other_unique: false,
         odd_unique: false,
         has_rows: false,
+        has_foreign_keys: false,
+        cascades: false,
     }
 }

@@ -12,7 +12,7 @@ use catalog::mirror::{Mode, OnError, TableRow};
 use catalog::task::TaskKind;
 use pg::{Lsn, SqlState, TableName};
 
-use crate::copy::{self, Job};
+use crate::copy::{self, Job, Targets};
 use crate::error::{Error, Problem};
 use crate::late;
 use crate::prepare::{self, Fills, Known, column_types, describe_targets};
@@ -64,8 +64,12 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     remember_tables(context, &plans).await?;
     fail_point!("preflight passed");
     if sink.triggers_fire() {
+        if mirror.options.mode != Mode::StreamOnly {
+            check_foreign_keys(&targets)?;
+        }
         let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
-            .detail("The target's role may not set session_replication_role.")
+            .detail("The target's role may not set session_replication_role. So changes are written one by one, in the order of the source, which is slower; \
+                foreign keys that are DEFERRABLE wait for the end of each transaction; what ordinary triggers change besides is not undone.")
             .hint("GRANT SET ON PARAMETER session_replication_role (PostgreSQL 15 and later), or use a superuser.");
         context.event(&event).await?;
     }
@@ -172,6 +176,24 @@ pub async fn record_copied(context: &Context, target: &PeerSession) -> Result<()
     fail_point!("copy recorded in the catalog");
     context.catalog.advance_tasks(mirror.id, TaskKind::CreateMirror, 0.95).await?;
     Ok(())
+}
+
+/// The copy fills tables in no order that foreign keys could follow.
+fn check_foreign_keys(targets: &Targets) -> Result<(), Error> {
+    let mut names: Vec<&TableName> = targets.values().filter(|t| t.has_foreign_keys).map(|t| &t.name).collect();
+    names.sort();
+    let mut findings = Findings::default();
+    for name in names {
+        findings.add(
+            Problem::new(
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                format!("foreign keys of target table \"{name}\" cannot be switched off while it is copied"),
+            )
+            .detail("The target's role may not set session_replication_role.")
+            .hint("GRANT SET ON PARAMETER session_replication_role (PostgreSQL 15 and later), use a superuser, or add the foreign keys after the copy."),
+        );
+    }
+    findings.into_result()
 }
 
 /// Preflight: finds the tables and checks both sides. All that is wrong is said at once.

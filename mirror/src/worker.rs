@@ -497,9 +497,12 @@ async fn look_up_tables(
     findings.into_result()?;
     sink.use_operators_of(&targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()).await?;
     let types = prepare::column_types(source, &plans).await?;
-    let binary = source.version >= 140_000 && !context.values_come_as_text() && all_binary(&plans, &types, &targets);
+    let known = prepare::builtin_types(sink.session()).await?;
+    let binary = source.version >= 140_000
+        && !context.values_come_as_text()
+        && all_binary(&plans, &types, &targets, |oid| known.contains(&oid));
     let by_name = plans.iter().map(|plan| (plan.source.name.clone(), plan.clone())).collect();
     let routes = sorted.routes().collect();
     let in_order = sink.triggers_fire();
-    Ok((plans, Tables { plans: by_name, targets, types, binary, in_order, routes, others_come: false }))
+    Ok((plans, Tables { plans: by_name, targets, types, binary, known, in_order, routes, others_come: false }))
 }

@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
 mod acceptance;
+mod constraints;
 mod continuity;
 mod copying;
 mod events;
 mod exactly_once;
 mod failover;
+mod huge;
 mod keyless;
 mod late;
 mod lifecycle;
@@ -18,6 +20,8 @@ mod preflight;
 mod protection;
 mod proxies;
 mod proxy;
+mod shapes;
 mod streaming;
 mod support;
 mod tls;
+mod types;

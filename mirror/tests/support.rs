@@ -183,9 +183,22 @@ impl Fixture {
         }
     }
 
+    /// As [`Fixture::caught_up`], for a mirror of another name.
+    pub(crate) async fn mirror_caught_up(&self, mirror: &str) {
+        if let Err(error) = self.try_wait_for(mirror).await {
+            panic!("{mirror} not caught up: {error}\n{}", self.explain().await);
+        }
+    }
+
     /// As [`Fixture::caught_up`], with the error that a user would see.
     pub(crate) async fn try_caught_up(&self) -> Result<(), String> {
-        let wait = self.control.batch_execute("call peergate.wait_for_mirror('m', timeout => '60s')");
+        self.try_wait_for("m").await
+    }
+
+    async fn try_wait_for(&self, mirror: &str) -> Result<(), String> {
+        let wait = format!("call peergate.wait_for_mirror('{mirror}', timeout => '60s')");
+        let nudge = format!("select pg_notify('peergate', 'wait:{mirror}')");
+        let wait = self.control.batch_execute(&wait);
         let mut wait = std::pin::pin!(wait);
         // What the gateway does when it sees WAIT FOR MIRROR; again and again, as the mirror may not run yet.
         let nudger = connect(&self.cluster, "control").await;
@@ -193,7 +206,7 @@ impl Fixture {
             tokio::select! {
                 result = &mut wait => return result.map_err(|e| describe(&e)),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {
-                    nudger.batch_execute("select pg_notify('peergate', 'wait:m')").await.unwrap();
+                    nudger.batch_execute(&nudge).await.unwrap();
                 }
             }
         }

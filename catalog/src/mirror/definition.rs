@@ -49,6 +49,8 @@ pub struct MirrorOptions {
     pub batch_bytes_max: usize,
     /// What a row that cannot be written does.
     pub on_error: OnError,
+    /// Memory that changes may take which were read and not written yet.
+    pub memory_max: usize,
     /// Shortest time between two commits on the target; zero: none.
     pub sync_interval: Duration,
     /// Silence after which a connection to a peer is taken for dead.
@@ -96,6 +98,7 @@ impl MirrorOptions {
             batch_rows_max: number("batch_rows_max")?.max(1),
             batch_bytes_max: number("batch_bytes_max")?,
             on_error: if text("on_error")? == "quarantine_table" { OnError::QuarantineTable } else { OnError::Stop },
+            memory_max: number("memory_max")?,
             sync_interval: seconds("sync_interval")?,
             silence_max: seconds("wal_receiver_timeout")?.clamp(SILENCE_MIN, SILENCE_LIMIT),
             replication_origin: text("replication_origin")? == "true",

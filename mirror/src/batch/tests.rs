@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::relation::MappedColumn;
+use crate::schema::Passage;
 
 /// A table `(id, a, b)` whose key is `id`.
 fn table() -> Arc<TableMap> {
@@ -16,7 +17,7 @@ fn table() -> Arc<TableMap> {
         target: name.into(),
         target_type: "text".into(),
         staged_type: "text".into(),
-        cast: false,
+        passage: Passage::AsIs,
         key: position == 0,
         identity_always: false,
         has_equality: true,
@@ -32,6 +33,7 @@ fn table() -> Arc<TableMap> {
         direct: true,
         other_unique: false,
         replace: false,
+        cascades: false,
     })
 }
 

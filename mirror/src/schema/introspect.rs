@@ -12,6 +12,7 @@ use super::{
     FIRST_USER_OID, Leaf, RowIdentity, SourceColumn, SourceIndex, SourceTable, TargetColumn, TargetTable, TypeInfo,
     Types,
 };
+use crate::schema::wire::{TypeNode, wire_form};
 
 type SqlResult<T> = Result<T, tokio_postgres::Error>;
 
@@ -147,46 +148,90 @@ pub async fn leaves(client: &Client, oid: u32) -> SqlResult<Vec<Leaf>> {
 }
 
 /// Returns all built-in types and those given, by oid.
-///
-/// Binary forms are trusted where they mean the same on every server: built-in types but those that stand for an oid (`regclass`),
-/// enums (their label) and domains over such types. Arrays of user-defined types, composites and extensions' types are not.
-pub async fn types(client: &Client, oids: &[u32]) -> SqlResult<Types> {
+pub async fn types(client: &Client, oids: &[u32], server_version: u32) -> SqlResult<Types> {
     let query = "
-        with recursive link as (
-            select t.oid as root, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory, t.typsend <> 0 as sends
-            from pg_catalog.pg_type t where t.oid < $1 or t.oid = any ($2)
-            union all
-            select l.root, t.oid, t.typtype, t.typbasetype, t.typelem, t.typcategory, t.typsend <> 0
-            from link l join pg_catalog.pg_type t
-                on t.oid = case when l.typtype = 'd' then l.typbasetype when l.typcategory = 'A' then l.typelem else 0 end
+        with recursive node as (
+            select t.oid from pg_catalog.pg_type t where t.oid < $1 and t.typtype in ('b', 'r', 'm') or t.oid = any ($2)
+            union
+            select u.part from node n join pg_catalog.pg_type t on t.oid = n.oid,
+                lateral pg_catalog.unnest(array[t.typbasetype, case when t.typcategory = 'A' then t.typelem end]
+                    || array(select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid)
+                    || array(select r.rngtypid from pg_catalog.pg_range r
+                             where t.typtype = 'm' and pg_catalog.to_jsonb(r) ->> 'rngmultitypid' = t.oid::text)
+                    || array(select a.atttypid from pg_catalog.pg_attribute a
+                             where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped)) u (part)
+            where u.part <> 0
         )
-        select l.root, pg_catalog.format_type(l.root, -1), l.root < $1,
-               bool_and(l.sends and (l.typtype in ('d', 'e')
-                   or (l.oid < $1 and l.typtype in ('b', 'r', 'm') and pg_catalog.format_type(l.oid, null) not like 'reg%')))
-        from link l group by l.root";
-    let info = |row: Row| {
-        let info = TypeInfo { oid: row.get(0), sql: row.get(1), builtin: row.get(2), binary_safe: row.get(3) };
-        (info.oid, info)
+        select t.oid, pg_catalog.format_type(t.oid, -1), t.typtype::text, t.typsend <> 0, t.typreceive <> 0,
+               t.oid < $1 and t.typname like 'reg%', t.typcategory = 'A' and t.typelem <> 0,
+               case when t.typtype = 'd' then array[t.typbasetype] when t.typcategory = 'A' and t.typelem <> 0 then array[t.typelem]
+                    when t.typtype = 'r' then array(select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid)
+                    when t.typtype = 'm' then array(select r.rngtypid from pg_catalog.pg_range r
+                                                    where pg_catalog.to_jsonb(r) ->> 'rngmultitypid' = t.oid::text)
+                    when t.typtype = 'c' then array(select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = t.typrelid
+                                                    and a.attnum > 0 and not a.attisdropped order by a.attnum)
+                    else array[]::oid[] end,
+               (select e.extname || ' ' || e.extversion || ' ' || t.typname
+                from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid
+                where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
+                  and d.refclassid = 'pg_catalog.pg_extension'::regclass)
+        from node n join pg_catalog.pg_type t on t.oid = n.oid";
+    let rows = client.query(query, &[&FIRST_USER_OID, &oids]).await?;
+    let node = |row: &Row| TypeNode {
+        kind: row.get::<_, &str>(2).chars().next().unwrap_or_default(),
+        binary: row.get::<_, bool>(3) && row.get::<_, bool>(4),
+        names_catalog: row.get(5),
+        array: row.get(6),
+        parts: row.get(7),
+        extension: row.get(8),
     };
-    Ok(client.query(query, &[&FIRST_USER_OID, &oids]).await?.into_iter().map(info).collect())
+    let nodes: HashMap<u32, TypeNode> = rows.iter().map(|row| (row.get(0), node(row))).collect();
+    let info = |row: &Row| {
+        let oid = row.get(0);
+        let wire = wire_form(oid, &nodes, server_version);
+        // A domain is sent as its base.
+        let mut sender = oid;
+        while let Some(TypeNode { kind: 'd', parts, .. }) = nodes.get(&sender) {
+            sender = parts.first().copied().unwrap_or_default();
+        }
+        let sends = rows.iter().any(|r| r.get::<_, u32>(0) == sender && r.get::<_, bool>(3));
+        (oid, TypeInfo { oid, sql: row.get(1), builtin: oid < FIRST_USER_OID, sends, wire })
+    };
+    Ok(rows.iter().map(info).collect())
 }
 
 /// Describes the target tables of these names that exist.
-pub async fn target_tables(client: &Client, names: &[&TableName]) -> SqlResult<HashMap<TableName, TargetTable>> {
+pub async fn target_tables(
+    client: &Client,
+    names: &[&TableName],
+    server_version: u32,
+) -> SqlResult<HashMap<TableName, TargetTable>> {
     let mut tables = HashMap::new();
     for name in names {
         if let Some(table) = target_table(client, name).await? {
             tables.insert((*name).clone(), table);
         }
     }
+    let columns = |t: &TargetTable| t.columns.iter().map(|c| c.type_oid).collect::<Vec<_>>();
+    let mut oids: Vec<u32> = tables.values().flat_map(columns).collect();
+    oids.sort_unstable();
+    oids.dedup();
+    let types = types(client, &oids, server_version).await?;
+    for column in tables.values_mut().flat_map(|t| &mut t.columns) {
+        column.wire = types.get(&column.type_oid).and_then(|t| t.wire.clone());
+    }
     Ok(tables)
 }
 
 async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<TargetTable>> {
-    let find = "select c.oid, c.relkind = 'p' from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    let find = "select c.oid, c.relkind = 'p', k.has, k.cascades
+                from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace,
+                    lateral (select count(*) > 0 as has, coalesce(bool_or(f.confdeltype = 'c' or f.confupdtype = 'c'), false) as cascades
+                             from pg_catalog.pg_constraint f where f.conrelid = c.oid and f.contype = 'f') k
                 where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
     let Some(row) = client.query_opt(find, &[&name.schema, &name.name]).await? else { return Ok(None) };
     let (oid, partitioned): (u32, bool) = (row.get(0), row.get(1));
+    let (has_foreign_keys, cascades): (bool, bool) = (row.get(2), row.get(3));
     let query = "
         select distinct n.nspname::text
         from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
@@ -210,6 +255,8 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
         identity_always: row.get(4),
         required: row.get(5),
         has_equality: row.get(6),
+        // Looked up for all tables at once.
+        wire: None,
     };
     let columns = client.query(query, &[&oid]).await?.iter().map(column).collect();
     let query = "
@@ -232,5 +279,7 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
         other_unique: false,
         odd_unique: !odd.is_empty(),
         has_rows,
+        has_foreign_keys,
+        cascades,
     }))
 }

@@ -223,9 +223,14 @@ impl PostgresSink {
         }
     }
 
+    async fn begin(&self) -> Result<(), Error> {
+        // Where foreign keys fire, those that may wait do so: what they refer to may come later in the transaction.
+        self.target.run(if self.triggers_fire { "begin; set constraints all deferred" } else { "begin" }).await
+    }
+
     async fn write_batch(&mut self, batch: &Batch) -> Result<Option<DurableLsn>, Error> {
         if !self.in_transaction {
-            self.target.run("begin").await?;
+            self.begin().await?;
             self.in_transaction = true;
         }
         for step in &batch.steps {

@@ -160,6 +160,7 @@ mod tests {
     use pg::TableName;
 
     use super::*;
+    use crate::schema::Passage;
 
     fn column(position: usize, name: &str, key: bool) -> MappedColumn {
         MappedColumn {
@@ -167,7 +168,7 @@ mod tests {
             target: name.into(),
             target_type: "json".into(),
             staged_type: "text".into(),
-            cast: true,
+            passage: Passage::FromText,
             key,
             identity_always: false,
             has_equality: false,
@@ -186,6 +187,7 @@ mod tests {
             direct: false,
             other_unique: false,
             replace: false,
+            cascades: false,
         }
     }
 

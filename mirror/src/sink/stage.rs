@@ -96,7 +96,7 @@ pub fn complete_moves(stage: &str, table: &TableMap, unchanged: &[bool]) -> Opti
 fn complete_by(stage: &str, table: &TableMap, unchanged: &[bool], key: &str) -> Option<String> {
     let columns = table.columns.iter().enumerate();
     let missing = columns.filter(|(_, c)| unchanged.get(c.position).copied().unwrap_or(false));
-    let values = missing.map(|(n, c)| format!("c{n} = t.{}::{}", c.quoted(), c.staged_type));
+    let values = missing.map(|(n, c)| format!("c{n} = {}", c.staged(&format!("t.{}", c.quoted()))));
     let extras = table.extras.iter().enumerate().map(|(n, (name, _))| format!("e{n} = t.{}", quote_ident(name)));
     let set: Vec<String> = values.chain(extras).collect();
     let matched = same_key(table, key);
@@ -141,6 +141,7 @@ mod tests {
     use pg::TableName;
 
     use super::*;
+    use crate::schema::Passage;
 
     fn column(position: usize, name: &str, key: bool) -> MappedColumn {
         MappedColumn {
@@ -148,7 +149,7 @@ mod tests {
             target: name.into(),
             target_type: "integer".into(),
             staged_type: "pg_catalog.text".into(),
-            cast: true,
+            passage: Passage::FromText,
             key,
             identity_always: false,
             has_equality: true,
@@ -167,6 +168,7 @@ mod tests {
             direct: false,
             other_unique: false,
             replace: false,
+            cascades: false,
         }
     }
 
@@ -187,7 +189,7 @@ mod tests {
         let unchanged = [false, false, true];
         assert!(update("s1", &table(), &unchanged).contains("set \"id\" = t.\"id\" from"));
         let complete = complete("s1", &table(), &unchanged).unwrap();
-        assert!(complete.starts_with("update s1 s set c1 = t.\"a\"\"b\"::pg_catalog.text from"), "{complete}");
+        assert!(complete.contains("pg_catalog.concat(t.\"a\"\"b\")::pg_catalog.text end from"), "{complete}");
         assert_eq!(super::complete("s1", &table(), &[false; 3]), None);
     }
 

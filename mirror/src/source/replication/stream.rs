@@ -144,7 +144,7 @@ impl ReplicationStream {
         while let Some(length) = frame_length(&self.peer, &self.buffer)? {
             if self.buffer.len() < length {
                 // A large row: make room for all of it at once.
-                self.buffer.reserve(length - self.buffer.len());
+                self.buffer.reserve(length - self.buffer.len() + READ_BYTES);
                 return Ok(None);
             }
             let mut frame = self.buffer.split_to(length).freeze();

@@ -20,7 +20,10 @@ const MESSAGE_BYTES_MAX: usize = (1 << 30) + (1 << 20);
 
 /// Reads what is there, or waits for it; 0 means that the server has closed.
 pub(super) async fn fill(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<usize> {
-    buffer.reserve(READ_BYTES);
+    // A large frame has its room already, and more would be as much again.
+    if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
+        buffer.reserve(READ_BYTES);
+    }
     io.read_buf(buffer).await
 }
 
