@@ -35,6 +35,8 @@ impl MappedColumn {
         let target = &self.target_type;
         match self.passage {
             Passage::AsIs => column.to_owned(),
+            // The cast from text does not know the name of none, `-`.
+            Passage::FromText if target == "regclass" => format!("pg_catalog.regclassin(pg_catalog.textout({column}))"),
             Passage::FromText => format!("{column}::{target}"),
             // Not a cast to text, which is not what some types print.
             Passage::ThroughText => {

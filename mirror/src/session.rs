@@ -28,7 +28,6 @@ pub const PINNED: &str = "
     set jit = off;
     set client_min_messages = warning;
     set lc_monetary = 'C';
-    select pg_catalog.set_config(name, '15000', false) from pg_catalog.pg_settings where name = 'wal_sender_timeout' and setting::int8 between 1 and 14999;
     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in ('idle_session_timeout', 'transaction_timeout');
 ";
 

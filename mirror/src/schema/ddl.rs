@@ -105,14 +105,14 @@ async fn type_prerequisites(
                (select array[e.extname::text, (select x.nspname::text from pg_catalog.pg_namespace x where x.oid = e.extnamespace)] from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid
                 where d.classid = 'pg_catalog.pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'),
                array(select u.o from (
-                   select case when t.typcategory = 'A' then t.typelem end as o
+                   select case when t.typcategory = 'A' and t.typtype = 'b' then t.typelem end as o
                    union all select nullif(t.typbasetype, 0)
                    union all select a.atttypid from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
                    union all select r.rngsubtype from pg_catalog.pg_range r where t.oid in (r.rngtypid)
                    union all select r.rngtypid from pg_catalog.pg_range r
                              where t.typtype = 'm' and pg_catalog.to_jsonb(r) ->> 'rngmultitypid' = t.oid::text
                ) u where u.o is not null),
-               t.typrelid, t.typcategory = 'A'
+               t.typrelid, t.typcategory = 'A' and t.typtype = 'b'
         from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.oid = $1";
     let row = source.query_one(query, &[&oid]).await?;
     let (kind, schema, name): (String, String, String) = (row.get(0), row.get(1), row.get(2));

@@ -163,7 +163,7 @@ pub async fn types(client: &Client, oids: &[u32], server_version: u32) -> SqlRes
             where u.part <> 0
         )
         select t.oid, pg_catalog.format_type(t.oid, -1), t.typtype::text, t.typsend <> 0, t.typreceive <> 0,
-               t.oid < $1 and t.typname like 'reg%', t.typcategory = 'A' and t.typelem <> 0,
+               t.oid < $1 and (t.typname like 'reg%' or t.typname in ('int2vector', 'oidvector')), t.typcategory = 'A' and t.typelem <> 0,
                case when t.typtype = 'd' then array[t.typbasetype] when t.typcategory = 'A' and t.typelem <> 0 then array[t.typelem]
                     when t.typtype = 'r' then array(select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid)
                     when t.typtype = 'm' then array(select r.rngtypid from pg_catalog.pg_range r
@@ -180,7 +180,7 @@ pub async fn types(client: &Client, oids: &[u32], server_version: u32) -> SqlRes
     let node = |row: &Row| TypeNode {
         kind: row.get::<_, &str>(2).chars().next().unwrap_or_default(),
         binary: row.get::<_, bool>(3) && row.get::<_, bool>(4),
-        names_catalog: row.get(5),
+        local: row.get(5),
         array: row.get(6),
         parts: row.get(7),
         extension: row.get(8),

@@ -14,8 +14,9 @@ pub struct TypeNode {
     pub kind: char,
     /// It has a function that sends it, and one that receives it.
     pub binary: bool,
-    /// Its values contain oids of the server's catalog, such as `regclass`.
-    pub names_catalog: bool,
+    /// Its binary form is of no use elsewhere: it is an oid of the server's catalog, such as `regclass`, or not always one that can be
+    /// read again, such as that of an empty `int2vector`.
+    pub local: bool,
     /// The members of an array, the base of a domain, the subtype of a range, the range of a multirange, the columns of a composite.
     pub parts: Vec<u32>,
     /// It is an array.
@@ -43,7 +44,7 @@ pub fn wire_form(oid: u32, nodes: &HashMap<u32, TypeNode>, server_version: u32) 
     if node.kind == 'd' {
         return parts();
     }
-    if !node.binary || node.names_catalog {
+    if !node.binary || node.local {
         return None;
     }
     if node.array {
@@ -73,7 +74,7 @@ mod tests {
         HashMap::from([
             (23, node('b', &[])),
             (1007, array(23)),
-            (2205, TypeNode { names_catalog: true, ..node('b', &[]) }),
+            (2205, TypeNode { local: true, ..node('b', &[]) }),
             (2210, array(2205)),
             (20_000, node('e', &[])),
             (20_001, array(20_000)),
