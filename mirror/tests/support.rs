@@ -196,7 +196,7 @@ impl Fixture {
     }
 
     async fn try_wait_for(&self, mirror: &str) -> Result<(), String> {
-        let wait = format!("call peergate.wait_for_mirror('{mirror}', timeout => '60s')");
+        let wait = format!("call peergate.wait_for_mirror('{mirror}', timeout => '180s')");
         let nudge = format!("select pg_notify('peergate', 'wait:{mirror}')");
         let wait = self.control.batch_execute(&wait);
         let mut wait = std::pin::pin!(wait);
