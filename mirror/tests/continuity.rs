@@ -188,10 +188,10 @@ async fn a_slot_of_that_name_that_is_another_is_not_used() {
             format!("select pg_create_logical_replication_slot('{name}', 'test_decoding')"),
             "Its plugin is test_decoding",
         ),
-        (format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')"), "It is one of database dwh"),
+        (format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')"), "It is one of database control"),
     ] {
         fixture.source.batch_execute(DROP_SLOT).await.unwrap();
-        let by = if told.contains("database") { &fixture.target } else { &fixture.source };
+        let by = if told.contains("database") { &fixture.control } else { &fixture.source };
         by.batch_execute(&made).await.unwrap();
         assert_resync_required(&fixture, told).await;
     }

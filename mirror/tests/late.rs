@@ -7,7 +7,7 @@ use crate::support::{Fixture, ask, connect, eventually, start};
 
 /// Keeps everybody from writing to a table of the target, but not from looking at it.
 async fn hold_target(fixture: &Fixture, table: &str) -> Client {
-    let holder = connect(&fixture.cluster, "dwh").await;
+    let holder = fixture.connect_target().await;
     holder.batch_execute(&format!("begin; lock table {table} in share mode")).await.unwrap();
     holder
 }
@@ -206,7 +206,7 @@ async fn a_resync_replaces_what_is_there_in_one_moment() {
     fixture.create_mirror(r#"{"all": true}"#, "{}").await;
     fixture.caught_up().await;
     fixture.target.batch_execute("create view v as select * from a; delete from a where id % 2 = 0; update a set n = 7 where id = 1; delete from keyless").await.unwrap();
-    let reader = connect(&fixture.cluster, "dwh").await;
+    let reader = fixture.connect_target().await;
     let reading = tokio::spawn(async move {
         loop {
             let rows: i64 = reader.query_one("select count(*) from v", &[]).await.unwrap().get(0);

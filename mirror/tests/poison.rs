@@ -1,11 +1,11 @@
 //! What cannot be applied stops the mirror exactly there.
 
-use crate::support::{Fixture, ask, connect, describe, start};
+use crate::support::{Fixture, ask, describe, start};
 
 /// Runs transactions on the source while the target's table is locked, so that they are gathered in one batch. Returns where each one's
 /// commit is: after the position before it.
 async fn gathered(fixture: &Fixture, transactions: &[&str]) -> Vec<String> {
-    let locker = connect(&fixture.cluster, "dwh").await;
+    let locker = fixture.connect_target().await;
     locker.batch_execute("begin; lock table t in exclusive mode").await.unwrap();
     fixture
         .source
