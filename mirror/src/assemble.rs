@@ -411,6 +411,7 @@ mod tests {
             targets: Targets::new(),
             types: Types::new(),
             binary: false,
+            known: HashSet::new(),
             in_order: false,
             routes,
             others_come: true,

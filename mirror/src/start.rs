@@ -65,7 +65,7 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     fail_point!("preflight passed");
     if sink.triggers_fire() {
         if mirror.options.mode != Mode::StreamOnly {
-            check_foreign_keys(&targets)?;
+            check_foreign_keys(&describe_targets(sink.session(), &plans).await?)?;
         }
         let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
             .detail("The target's role may not set session_replication_role. So changes are written one by one, in the order of the source, which is slower; \

@@ -7,6 +7,7 @@ mod constraints;
 mod continuity;
 mod copying;
 mod events;
+mod every_type;
 mod exactly_once;
 mod failover;
 mod huge;

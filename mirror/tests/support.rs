@@ -170,6 +170,16 @@ impl Fixture {
         let _ = running.await;
     }
 
+    /// Makes a peer of a database on the source's server, named like that.
+    pub(crate) async fn create_peer(&self, database: &str) {
+        let options = format!(
+            "{{\"host\": \"127.0.0.1\", \"port\": \"{}\", \"user\": \"postgres\", \"database\": \"{database}\"}}",
+            self.cluster.port()
+        );
+        let create = format!("call peergate.create_peer('{database}', 'postgres', '{options}')");
+        self.control.batch_execute(&create).await.unwrap();
+    }
+
     /// Creates mirror `m` from `shop` to `dwh`.
     pub(crate) async fn create_mirror(&self, selection: &str, options: &str) {
         let call = format!("call peergate.create_mirror('m', 'shop', 'dwh', '{selection}', '{options}')");

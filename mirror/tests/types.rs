@@ -3,20 +3,7 @@
 use catalog::cluster::TestCluster;
 use tokio_postgres::Client;
 
-use crate::support::{Fixture, ask, connect, start, start_servers};
-
-/// Makes a peer of a database on the fixture's server.
-async fn make_peer(fixture: &Fixture, database: &str) {
-    let options = format!(
-        "{{\"host\": \"127.0.0.1\", \"port\": \"{}\", \"user\": \"postgres\", \"database\": \"{database}\"}}",
-        fixture.cluster.port()
-    );
-    fixture
-        .control
-        .batch_execute(&format!("call peergate.create_peer('{database}', 'postgres', '{options}')"))
-        .await
-        .unwrap();
-}
+use crate::support::{ask, connect, start, start_servers};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_of_other_types_on_the_target_are_read_from_text_in_a_binary_stream() {
@@ -59,7 +46,7 @@ async fn sources_and_targets_in_other_encodings() {
                 "create database {database} encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'"
             );
             fixture.control.batch_execute(&create).await.unwrap();
-            make_peer(&fixture, database).await;
+            fixture.create_peer(database).await;
         }
         let source = connect(&fixture.cluster, &from).await;
         let table = format!("t_{}", encoding.to_lowercase());

@@ -20,6 +20,9 @@ use crate::error::Error;
 /// A read of at least this much means that we are behind; one that fills the room, that more is there already.
 const BEHIND_BYTES: usize = 32 << 10;
 
+/// A frame whose memory is worth giving back at once.
+const LARGE_FRAME: usize = 4 << 20;
+
 /// How long to let data gather while behind: fewer, larger reads leave the walsender more of the processor. Not on a Unix socket, whose
 /// buffer is the sender's and small: there the walsender would only wait.
 const GATHER: Duration = Duration::from_millis(2);
@@ -148,6 +151,10 @@ impl ReplicationStream {
                 return Ok(None);
             }
             let mut frame = self.buffer.split_to(length).freeze();
+            if length > LARGE_FRAME {
+                // What follows would keep all of its memory.
+                self.buffer = BytesMut::from(&self.buffer[..]);
+            }
             let tag = frame[0];
             frame.advance(5);
             match tag {
