@@ -227,6 +227,9 @@ async fn a_resync_replaces_what_is_there_in_one_moment() {
     );
     // All of it, when nothing else helps; killed on the way.
     fixture.stop_engine().await;
+    // The walsender may be a moment behind the engine.
+    let free = "select count(*) from pg_replication_slots where active";
+    assert!(eventually(async || ask(&fixture.source, free).await == "0").await);
     fixture
         .source
         .batch_execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots; update a set n = n + 1")
