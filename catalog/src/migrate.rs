@@ -26,6 +26,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0013_peer_changes", include_str!("../../migrations/0013_peer_changes.sql")),
     ("0014_validate_and_roles", include_str!("../../migrations/0014_validate_and_roles.sql")),
     ("0015_memory", include_str!("../../migrations/0015_memory.sql")),
+    ("0016_schema_changes", include_str!("../../migrations/0016_schema_changes.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

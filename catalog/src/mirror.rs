@@ -9,9 +9,9 @@ use pg::Lsn;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-pub use self::definition::{ColumnChoice, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection};
+pub use self::definition::{ColumnChoice, Ddl, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection};
 pub use self::report::{Applied, Failure, Status};
-pub use self::tables::{MirrorTable, TableRow, TableStatus};
+pub use self::tables::{MirrorTable, RenamedTable, TableRow, TableStatus};
 pub use self::wishes::{TableTask, Wishes};
 use crate::{Catalog, Error};
 

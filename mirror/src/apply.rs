@@ -3,6 +3,9 @@
 //! Two batches exist: one is being applied, one fills. The open one is handed over as soon as the sink is idle, so batches are small
 //! when there is little to do and large under load. When both are full nothing is read, and the walsender waits.
 
+mod looking;
+mod orders;
+
 use std::time::{Duration, Instant};
 
 use catalog::mirror::MirrorOptions;
@@ -10,14 +13,19 @@ use pg::{Lsn, SqlState, TableName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::assemble::{Assembler, Tables};
+use crate::assemble::Assembler;
 use crate::batch::{Batch, Change, Step};
 use crate::error::{Error, Problem};
+use crate::hindsight::Hindsight;
 use crate::progress::DurableLsn;
 use crate::sink::Sink;
 use crate::source::replication::{Incoming, ReplicationStream};
 use crate::status::Tracker;
 use crate::worker::Stop;
+
+pub use self::looking::Looking;
+use self::orders::Hold;
+pub use self::orders::Order;
 
 /// How often a position without changes is recorded on the target; until then the source keeps its WAL.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
@@ -70,6 +78,8 @@ struct Done {
     bytes: usize,
     transactions: usize,
     tables: Vec<(TableName, [i64; 4])>,
+    /// A table has another name than the catalog knows.
+    renamed: bool,
 }
 
 /// Counts of the batches of one target transaction.
@@ -79,6 +89,8 @@ struct Counts {
     bytes: usize,
     transactions: usize,
     tables: Vec<(TableName, [i64; 4])>,
+    /// A table has another name than the catalog knows.
+    renamed: bool,
 }
 
 impl Counts {
@@ -107,41 +119,19 @@ impl Counts {
                         self.tables.push((table.source.clone(), counts));
                     }
                 }
+                Step::Alter(alter) => self.renamed |= alter.listed != alter.plan.source.name,
             }
         }
     }
-}
-
-/// What a running stream can be told.
-pub enum Order {
-    /// To leave the changes of these tables out from now on.
-    Ignore {
-        /// The tables.
-        tables: Vec<TableName>,
-        /// Is told when the target has all that was taken in before: from then on nothing is written to the tables.
-        settled: oneshot::Sender<()>,
-    },
-    /// To take nothing in from the next end of a transaction on, and to say where that is. It goes on when it is released, with the tables
-    /// that it gets then, if any. When nobody is left who could do so, its attempt ends with [`Error::Restart`].
-    Hold {
-        /// Is told the position: all that commits before it was taken in, and nothing after it.
-        at: oneshot::Sender<Lsn>,
-        /// Releases.
-        released: oneshot::Receiver<Option<Tables>>,
-    },
-}
-
-/// Where a hold is.
-enum Hold {
-    No,
-    Asked(oneshot::Sender<Lsn>, oneshot::Receiver<Option<Tables>>),
-    Held(oneshot::Receiver<Option<Tables>>),
 }
 
 /// A running stream: the loop's state.
 pub struct Apply {
     stream: ReplicationStream,
     assembler: Assembler,
+    looking: Looking,
+    /// What was seen and is not taken up yet.
+    hindsight: Option<Hindsight>,
     limits: Limits,
     tracker: Tracker,
     batches: mpsc::Sender<Batch>,
@@ -178,6 +168,7 @@ impl Apply {
     pub fn new(
         stream: ReplicationStream,
         assembler: Assembler,
+        looking: Looking,
         sink: impl Sink + 'static,
         limits: Limits,
         applied: Lsn,
@@ -191,6 +182,8 @@ impl Apply {
         Apply {
             stream,
             assembler,
+            looking,
+            hindsight: None,
             limits,
             tracker,
             batches,
@@ -231,6 +224,9 @@ impl Apply {
             if goal.is_some_and(|goal| self.applied >= goal) {
                 return Ok(());
             }
+            if let Err(error) = self.take_up_hindsight() {
+                return Err(self.apply_what_precedes(error, stop).await);
+            }
             self.hand_over(goal).await;
             self.assembler.take_left_out().into_iter().for_each(|left_out| self.tracker.note_left_out(left_out));
             self.hold_if_asked();
@@ -244,49 +240,21 @@ impl Apply {
                 () = stop.wait() => return self.finish().await,
                 result = self.done.recv() => self.note_done(result)?,
                 Some(order) = self.orders.recv() => self.obey(order),
-                tables = released(&mut self.hold) => self.go_on(tables?),
+                tables = orders::released(&mut self.hold) => self.go_on(tables?),
                 incoming = self.stream.next(), if !full => {
                     let incoming = incoming?;
-                    if let Err(error) = self.take_in(incoming).and_then(|()| self.take_buffered()) {
+                    let taken = match self.take_in(incoming).await {
+                        Ok(()) => self.take_buffered().await,
+                        error => error,
+                    };
+                    if let Err(error) = taken {
                         return Err(self.apply_what_precedes(error, stop).await);
                     }
                 }
+                Some(seen) = self.looking.seen.recv(), if self.hindsight.is_none() => self.hindsight = Some(seen),
                 changed = self.wanted.changed() => if changed.is_err() { return Err(Error::Stopped) },
                 () = tokio::time::sleep(pause) => {}
             }
-        }
-    }
-
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Ignore { tables, settled } => {
-                self.assembler.ignore(&tables);
-                let open = !self.assembler.open().is_empty();
-                if open || self.applying || self.uncommitted > 0 {
-                    self.settling.push((self.handed_over + u64::from(open), settled));
-                } else {
-                    // If nobody waits for it any more, nothing depends on it.
-                    let _ = settled.send(());
-                }
-            }
-            Order::Hold { at, released } => self.hold = Hold::Asked(at, released),
-        }
-    }
-
-    /// Begins a hold that was asked for, when no transaction is under way.
-    fn hold_if_asked(&mut self) {
-        let (Some(boundary), Hold::Asked(..)) = (self.assembler.boundary(), &self.hold) else { return };
-        if let Hold::Asked(at, released) = std::mem::replace(&mut self.hold, Hold::No) {
-            // If nobody listens any more, the release fails too.
-            let _ = at.send(boundary);
-            self.hold = Hold::Held(released);
-        }
-    }
-
-    fn go_on(&mut self, tables: Option<Tables>) {
-        self.hold = Hold::No;
-        if let Some(tables) = tables {
-            self.assembler.take_over(tables);
         }
     }
 
@@ -324,10 +292,10 @@ impl Apply {
         (!left.is_zero()).then_some(left)
     }
 
-    fn take_in(&mut self, incoming: Incoming) -> Result<(), Error> {
+    async fn take_in(&mut self, incoming: Incoming) -> Result<(), Error> {
         match incoming {
             Incoming::Data(start, body) => {
-                self.assembler.message(start, body)?;
+                self.message(start, body).await?;
                 self.tracker.update(|s| s.received = s.received.max(start));
             }
             Incoming::Keepalive(end) => {
@@ -339,7 +307,7 @@ impl Apply {
     }
 
     /// Takes in what has been read already, until there is a batch that is worth handing over or no room for more.
-    fn take_buffered(&mut self) -> Result<(), Error> {
+    async fn take_buffered(&mut self) -> Result<(), Error> {
         let mut received = Lsn::ZERO;
         while !self.over_limits() && !self.holds_one() && (self.applying || !self.is_worthwhile()) {
             if matches!(self.hold, Hold::Asked(..)) && self.assembler.boundary().is_some() {
@@ -348,7 +316,7 @@ impl Apply {
             match self.stream.next_buffered()? {
                 None => break,
                 Some(Incoming::Data(start, body)) => {
-                    self.assembler.message(start, body)?;
+                    self.message(start, body).await?;
                     received = start;
                 }
                 Some(Incoming::Keepalive(end)) => {
@@ -443,7 +411,7 @@ impl Apply {
             s.totals.bytes += done.bytes as i64;
             s.totals.transactions += done.transactions as i64;
         });
-        Ok(())
+        if done.renamed { Err(Error::Restart) } else { Ok(()) }
     }
 
     /// Lets the batch that is being applied finish, so that nothing has to be done twice. What is still gathered is not applied; it
@@ -457,14 +425,6 @@ impl Apply {
             }
         }
         Err(Error::Stopped)
-    }
-}
-
-/// Waits for the release of a hold; for ever when there is none.
-async fn released(hold: &mut Hold) -> Result<Option<Tables>, Error> {
-    match hold {
-        Hold::Held(released) => released.await.map_err(|_| Error::Restart),
-        Hold::No | Hold::Asked(..) => std::future::pending().await,
     }
 }
 
@@ -503,7 +463,7 @@ async fn apply_batches(
                 counts.add(&batch);
                 first = if durable.is_some() { None } else { first.or(batch.first_commit_lsn) };
                 Ok(durable.map(|durable| {
-                    let Counts { rows, bytes, transactions, tables } = std::mem::take(&mut counts);
+                    let Counts { rows, bytes, transactions, tables, renamed } = std::mem::take(&mut counts);
                     Done {
                         durable,
                         commit_time: batch.end.and_then(|e| e.commit_time),
@@ -511,6 +471,7 @@ async fn apply_batches(
                         bytes,
                         transactions,
                         tables,
+                        renamed,
                     }
                 }))
             }

@@ -1,10 +1,21 @@
-//! Turns the output plugin's messages into batches. No I/O: what it must know of tables was looked up before.
+//! Turns the output plugin's messages into batches. No I/O: what it must know of tables was looked up before, or it asks for a look.
+//!
+//! A RELATION message says that a table may have changed: [`Assembler::undescribed`] returns it, whoever calls looks the table up on the
+//! source, and [`Assembler::describe`] works out what has changed and puts that into the batch, before the rows that follow. What no
+//! message tells (a default, an index, a column of a table without new rows) is found by a look now and then, and taken up by
+//! [`Assembler::take_up`] when everything before that look has been gathered.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod follow;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use catalog::mirror::Ddl;
 use pg::pgoutput::{Message, Relation};
 use pg::{Lsn, SqlState, TableName};
 
@@ -12,13 +23,13 @@ use crate::batch::Batch;
 use crate::copy::Targets;
 use crate::error::{Error, Problem};
 use crate::relation::TableMap;
-use crate::schema::{Passage, TablePlan, TargetColumn, Types, passage};
+use crate::schema::{TablePlan, Types};
 use crate::table_state::Route;
 
 /// What is known of a stream's tables on both sides.
 pub struct Tables {
-    /// The mirror's tables, by their name on the source.
-    pub plans: HashMap<TableName, TablePlan>,
+    /// The mirror's tables, by their oid on the source.
+    pub known: HashMap<u32, Known>,
     /// The target's tables, by their name there.
     pub targets: Targets,
     /// The source's types.
@@ -26,13 +37,28 @@ pub struct Tables {
     /// Values come in binary, where their types have such a form.
     pub binary: bool,
     /// The built-in types that the target has.
-    pub known: HashSet<u32>,
+    pub builtin: HashSet<u32>,
     /// Changes are written in their own order, across tables: on the target they depend on each other.
     pub in_order: bool,
-    /// Which changes of the mirror's tables are taken, by name on the source.
+    /// What is done about changes of schema.
+    pub ddl: Ddl,
+    /// Which changes of the mirror's tables are taken, by the name that the catalog knows.
     pub routes: HashMap<TableName, Route>,
     /// Rows of tables that have no route come too, and are left out. Else they are not to be expected.
     pub others_come: bool,
+}
+
+/// One of the mirror's tables.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// By which name the catalog knows it.
+    pub listed: TableName,
+    /// What it looks like on the source at this place of the stream, as the target has it.
+    pub plan: TablePlan,
+    /// Indexes are carried over.
+    pub indexes: bool,
+    /// CHECK and foreign key constraints are carried over.
+    pub constraints: bool,
 }
 
 /// A relation as the source described it last.
@@ -53,6 +79,8 @@ enum Position {
     Inside {
         /// Where it commits, for errors.
         commit_lsn: Lsn,
+        /// Its number on the source.
+        xid: u32,
     },
     /// In a transaction that the target has already.
     Skipping,
@@ -79,6 +107,12 @@ pub struct Assembler {
     leaving_out: Option<LeftOut>,
     /// What was left out and is to be told.
     to_tell: Vec<LeftOut>,
+    /// Descriptions that call for a look before anything is made of the rows that follow.
+    undescribed: VecDeque<Relation>,
+    /// When each table was last looked at because it was described, by oid.
+    looked_at: HashMap<u32, Instant>,
+    /// Tables that were emptied since they were last changed.
+    emptied: HashSet<u32>,
 }
 
 /// A source transaction that was left out.
@@ -120,7 +154,23 @@ impl Assembler {
             left_out: BTreeSet::new(),
             leaving_out: None,
             to_tell: Vec::new(),
+            undescribed: VecDeque::new(),
+            looked_at: HashMap::new(),
+            emptied: HashSet::new(),
         }
+    }
+
+    /// Returns the number, on the source, of the transaction that is being gathered.
+    pub fn transaction(&self) -> Option<u32> {
+        match self.position {
+            Position::Inside { xid, .. } => Some(xid),
+            _ => None,
+        }
+    }
+
+    /// Returns what is known of a table, by its oid.
+    pub fn known(&self, oid: u32) -> Option<&Known> {
+        self.tables.known.get(&oid)
     }
 
     /// Leaves out transactions that commit exactly at one of these.
@@ -146,7 +196,7 @@ impl Assembler {
     /// Takes no transaction that commits at `until` or after it; returns where that leaves off, which is later if more was taken already.
     pub fn stop_at(&mut self, until: Lsn) -> Lsn {
         let taken = match self.position {
-            Position::Inside { commit_lsn } => Lsn(commit_lsn.0 + 1),
+            Position::Inside { commit_lsn, .. } => Lsn(commit_lsn.0 + 1),
             Position::Between | Position::Skipping => self.passed,
         };
         let until = until.max(taken);
@@ -164,7 +214,7 @@ impl Assembler {
 
     /// Takes further tables in, by the routes given with them.
     pub fn take_over(&mut self, more: Tables) {
-        self.tables.plans.extend(more.plans);
+        self.tables.known.extend(more.known);
         self.tables.targets.extend(more.targets);
         self.tables.types.extend(more.types);
         self.tables.routes.extend(more.routes);
@@ -176,17 +226,25 @@ impl Assembler {
         for (oid, described) in std::mem::take(&mut self.relations) {
             // A map that stays the same stays the same object: it stands for what the sink has prepared.
             let route = self.route(&described.relation);
-            let described = if route == described.route { described } else { self.describe(described.relation) };
+            let described = if route == described.route { described } else { self.as_known(described.relation) };
             self.relations.insert(oid, described);
         }
     }
 
     fn route(&self, relation: &Relation) -> Route {
-        let unknown = if self.tables.others_come { Route::Ignore } else { Route::From(Lsn::ZERO) };
-        self.tables.routes.get(&TableName::new(&relation.schema, &relation.name)).copied().unwrap_or(unknown)
+        match self.known(relation.oid) {
+            Some(known) => self.route_by_name(&known.listed),
+            None => self.route_by_name(&TableName::new(&relation.schema, &relation.name)),
+        }
     }
 
-    fn describe(&self, relation: Relation) -> Described {
+    fn route_by_name(&self, listed: &TableName) -> Route {
+        let unknown = if self.tables.others_come { Route::Ignore } else { Route::From(Lsn::ZERO) };
+        self.tables.routes.get(listed).copied().unwrap_or(unknown)
+    }
+
+    /// Takes a relation as one that has not changed since it was last known.
+    fn as_known(&self, relation: Relation) -> Described {
         let route = self.route(&relation);
         let map = self.map_relation(&relation).map(Arc::new);
         Described { relation, route, map }
@@ -227,21 +285,43 @@ impl Assembler {
         }
     }
 
-    /// Takes one message of the output plugin.
+    /// Takes one message of the output plugin. After each, [`Assembler::undescribed`] is to be asked.
     ///
     /// # Errors
     /// [`Error::Blocked`] if it cannot be decoded, or the target's tables cannot take what it says.
     pub fn message(&mut self, start: Lsn, body: Bytes) -> Result<(), Error> {
         let message = Message::decode(body).map_err(|e| Error::from(e).at(start))?;
-        self.handle(message).map_err(|e| match self.position {
-            Position::Inside { commit_lsn } => e.at(commit_lsn),
-            _ => e.at(start),
-        })
+        self.handle(message).map_err(|e| e.at(self.place().unwrap_or(start)))
+    }
+
+    /// Where the open transaction commits.
+    fn place(&self) -> Option<Lsn> {
+        match self.position {
+            Position::Inside { commit_lsn, .. } => Some(commit_lsn),
+            _ => None,
+        }
+    }
+
+    /// Returns a description of one of the mirror's tables that calls for a look at the source, then [`Assembler::describe`], before the
+    /// next message.
+    pub fn undescribed(&mut self) -> Option<Relation> {
+        self.place().and_then(|_| self.undescribed.pop_front())
+    }
+
+    /// Relations are described once, be it in a transaction that the target has: what has changed by then is known already. What changed
+    /// in one that is left out is not: the next one begins with that.
+    fn relation(&mut self, relation: Relation) {
+        let described = self.as_known(relation);
+        let place = self.place().or(self.leaving_out.as_ref().map(|l| l.commit_lsn));
+        if self.known(described.relation.oid).is_some() && place.is_some_and(|at| described.route.takes(at)) {
+            self.undescribed.push_back(described.relation.clone());
+        }
+        self.relations.insert(described.relation.oid, described);
     }
 
     fn handle(&mut self, message: Message) -> Result<(), Error> {
         match message {
-            Message::Begin { commit_lsn, commit_time, .. } => {
+            Message::Begin { commit_lsn, commit_time, xid } => {
                 // The server resumes after what we name, but only we know what the target has.
                 self.beyond |= self.until.is_some_and(|until| commit_lsn >= until);
                 let leaves_out = commit_lsn >= self.applied && !self.beyond && self.left_out.contains(&commit_lsn);
@@ -249,7 +329,7 @@ impl Assembler {
                 self.position = if commit_lsn < self.applied || self.beyond || leaves_out {
                     Position::Skipping
                 } else {
-                    Position::Inside { commit_lsn }
+                    Position::Inside { commit_lsn, xid }
                 };
                 if let Position::Inside { .. } = self.position {
                     self.batch.begin(commit_lsn, commit_time);
@@ -269,10 +349,8 @@ impl Assembler {
                 self.position = Position::Between;
                 Ok(())
             }
-            // Relations are described once, be it in a transaction that is skipped.
             Message::Relation(relation) => {
-                let described = self.describe(relation);
-                self.relations.insert(described.relation.oid, described);
+                self.relation(relation);
                 Ok(())
             }
             message if self.position == Position::Skipping => {
@@ -298,6 +376,7 @@ impl Assembler {
                 for oid in relations {
                     tables.extend(self.map(oid)?);
                 }
+                self.emptied.extend(tables.iter().map(|t| t.oid));
                 if !tables.is_empty() {
                     self.batch.truncate(tables, restart_identity);
                 }
@@ -333,42 +412,10 @@ impl Assembler {
         }
     }
 
-    fn map_relation(&self, relation: &Relation) -> Result<TableMap, Problem> {
-        let name = TableName::new(&relation.schema, &relation.name);
-        let plan = self.tables.plans.get(&name).ok_or_else(|| {
-            let message = format!("the source sends rows of table \"{name}\", which the mirror does not know");
-            Problem::new(SqlState::UNDEFINED_TABLE, message)
-                .detail("The table was renamed, or the publication was changed by hand.")
-                .hint("Undo that, then RESUME MIRROR; or RESYNC MIRROR.")
-        })?;
-        let target = self.tables.targets.get(&plan.target_name).ok_or_else(|| {
-            Problem::new(SqlState::UNDEFINED_TABLE, format!("target table \"{}\" does not exist", plan.target_name))
-        })?;
-        let as_text = (Passage::FromText, "pg_catalog.text".to_owned());
-        let way = |oid: u32, column: &TargetColumn| {
-            if !self.tables.binary {
-                return Some(as_text.clone());
-            }
-            let of_source = self.tables.types.get(&oid);
-            Some(match passage(of_source, column, |oid| self.tables.known.contains(&oid))? {
-                Passage::AsIs => (Passage::AsIs, column.type_sql.clone()),
-                Passage::FromText => as_text.clone(),
-                Passage::ThroughText => (Passage::ThroughText, of_source?.sql.clone()),
-            })
-        };
-        let takes = |column: &str| plan.columns.takes(column);
-        TableMap::new(relation, target, way, takes, plan.key())
-    }
-
     /// Returns how a change's row becomes a row of the target; `None` when the change is not this stream's.
     fn map(&self, oid: u32) -> Result<Option<Arc<TableMap>>, Error> {
-        let described = self.relations.get(&oid).ok_or_else(|| {
-            let message = format!("the source sends a row of relation {oid} without describing it");
-            Error::Blocked(Problem::new(SqlState::PROTOCOL_VIOLATION, message))
-        })?;
-        if let Position::Inside { commit_lsn } = self.position
-            && !described.route.takes(commit_lsn)
-        {
+        let described = self.relations.get(&oid).ok_or_else(|| undescribed(oid))?;
+        if self.place().is_some_and(|commit_lsn| !described.route.takes(commit_lsn)) {
             return Ok(None);
         }
         match &described.map {
@@ -377,10 +424,16 @@ impl Assembler {
             Err(problem) if problem.sqlstate == SqlState::DATATYPE_MISMATCH => Err(Error::TextNeeded),
             Err(problem) => {
                 let Relation { schema, name, .. } = &described.relation;
-                Err(Error::Blocked(problem.clone().table(&TableName::new(schema, name))))
+                let table = self.known(oid).map_or_else(|| TableName::new(schema, name), |known| known.listed.clone());
+                Err(Error::Blocked(problem.clone().table(&table)))
             }
         }
     }
+}
+
+fn undescribed(oid: u32) -> Error {
+    let message = format!("the source sends a row of relation {oid} without describing it");
+    Error::Blocked(Problem::new(SqlState::PROTOCOL_VIOLATION, message))
 }
 
 fn no_key(table: &TableMap, what: &str) -> Error {
@@ -389,107 +442,7 @@ fn no_key(table: &TableMap, what: &str) -> Error {
             SqlState::WRONG_STATE,
             format!("a row of table \"{}\" was {what}, and there is nothing to find it by", table.source),
         )
-        .hint("Give the table a primary key or a replica identity, and create the mirror anew.")
+        .hint("Give the table a primary key or a replica identity; RESYNC MIRROR … TABLE then copies it anew.")
         .table(&table.source),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use pg::pgoutput::{Identity, Tuple};
-
-    use super::*;
-
-    const NAMES: [&str; 2] = ["streams", "late"];
-
-    /// Two tables: one streams from 50 on, the other does not. What is taken fails, as nothing is known of the tables.
-    fn assembler() -> Assembler {
-        let routes = [Route::From(Lsn(50)), Route::Ignore];
-        let routes = NAMES.map(|n| TableName::new("public", n)).into_iter().zip(routes).collect();
-        let tables = Tables {
-            plans: HashMap::new(),
-            targets: Targets::new(),
-            types: Types::new(),
-            binary: false,
-            known: HashSet::new(),
-            in_order: false,
-            routes,
-            others_come: true,
-        };
-        let mut assembler = Assembler::new(tables, Lsn(10));
-        for (oid, name) in (1..).zip(NAMES.into_iter().chain(["theirs"])) {
-            let (schema, name) = ("public".to_owned(), name.to_owned());
-            let relation = Relation { oid, schema, name, identity: Identity::Default, columns: Vec::new() };
-            assembler.handle(Message::Relation(relation)).unwrap();
-        }
-        assembler
-    }
-
-    fn insert(relation: u32) -> Message {
-        Message::Insert { relation, new: Tuple::split_from(&mut Bytes::from_static(b"\0\x01n")).unwrap() }
-    }
-
-    /// A transaction of one row in each of these relations, whose commit record is ten long.
-    fn transaction(assembler: &mut Assembler, commit: u64, relations: &[u32]) -> Result<(), Error> {
-        let commit_lsn = Lsn(commit);
-        assembler.handle(Message::Begin { commit_lsn, commit_time: 0, xid: 1 })?;
-        for relation in relations {
-            assembler.handle(insert(*relation))?;
-        }
-        assembler.handle(Message::Commit { commit_lsn, end_lsn: Lsn(commit + 10), commit_time: 0 })
-    }
-
-    #[test]
-    fn what_is_in_a_copy_or_comes_another_way_is_left_out() {
-        let mut assembler = assembler();
-        transaction(&mut assembler, 20, &[1, 2, 3]).unwrap();
-        assert_eq!(assembler.idle_position(), Some(Lsn(30)), "nothing of it waits");
-        assert!(transaction(&mut assembler, 50, &[2, 3]).is_ok());
-        assert!(transaction(&mut assembler, 60, &[1]).is_err(), "from its position on it is taken");
-    }
-
-    #[test]
-    fn a_table_can_be_left_out_from_any_transaction_on() {
-        let mut assembler = assembler();
-        assembler.ignore(&[TableName::new("public", "streams")]);
-        assert!(transaction(&mut assembler, 60, &[1, 2]).is_ok());
-        assert_eq!(assembler.boundary(), Some(Lsn(70)));
-    }
-
-    #[test]
-    fn a_lane_takes_what_commits_before_its_end_and_nothing_after_it() {
-        let mut assembler = assembler();
-        transaction(&mut assembler, 20, &[2]).unwrap();
-        assert_eq!(assembler.stop_at(Lsn(60)), Lsn(60));
-        assembler.keepalive(Lsn(45));
-        assert_eq!(assembler.idle_position(), Some(Lsn(45)));
-        // One that would fail if it were taken.
-        transaction(&mut assembler, 60, &[1]).unwrap();
-        assert_eq!(assembler.idle_position(), Some(Lsn(60)));
-        assembler.keepalive(Lsn(90));
-        assert_eq!(assembler.idle_position(), Some(Lsn(60)), "it stays there");
-    }
-
-    #[test]
-    fn a_lane_that_has_gone_further_stops_where_it_is() {
-        let mut assembler = assembler();
-        transaction(&mut assembler, 20, &[2]).unwrap();
-        assert_eq!(assembler.stop_at(Lsn(25)), Lsn(30));
-        let mut amid = self::assembler();
-        amid.handle(Message::Begin { commit_lsn: Lsn(40), commit_time: 0, xid: 1 }).unwrap();
-        assert_eq!(amid.boundary(), None);
-        assert_eq!(amid.stop_at(Lsn(25)), Lsn(41), "the transaction that is under way is taken whole");
-    }
-
-    #[test]
-    fn a_transaction_that_is_skipped_is_told_and_passed() {
-        let mut assembler = assembler().leaving_out(&[Lsn(60)]);
-        transaction(&mut assembler, 60, &[1, 1, 2]).unwrap();
-        let told = assembler.take_left_out();
-        let changes =
-            NAMES.map(|n| TableName::new("public", n)).into_iter().zip([[2, 0, 0, 0], [1, 0, 0, 0]]).collect();
-        assert_eq!(told, [LeftOut { commit_lsn: Lsn(60), changes }]);
-        assert_eq!((assembler.idle_position(), assembler.take_left_out()), (Some(Lsn(70)), Vec::new()));
-        assert!(transaction(&mut assembler, 80, &[1]).is_err(), "only that one");
-    }
 }

@@ -11,10 +11,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use pg::Lsn;
+use catalog::event::Event;
 use pg::pgoutput::{Tuple, Value};
+use pg::{Lsn, TableName};
 
 use crate::relation::TableMap;
+use crate::schema::TablePlan;
+use crate::schema::change::Statement;
+use crate::schema::ddl::Prerequisite;
 
 /// What a row change takes in memory besides its bytes: its key, its place among the table's rows, and what refers to its bytes.
 const ROW_OVERHEAD: usize = 256;
@@ -71,6 +75,8 @@ pub enum Step {
     },
     /// Changes to any tables, one after the other.
     InOrder(Vec<(Arc<TableMap>, Change)>),
+    /// A table is altered as its source was.
+    Alter(Box<Alter>),
 }
 
 /// A change to one row, as it came.
@@ -87,6 +93,21 @@ pub enum Change {
     },
     /// A row goes; this is its key, or the whole row.
     Delete(Tuple),
+}
+
+/// A change of a table on the target, at its place among the rows.
+#[derive(Debug)]
+pub struct Alter {
+    /// The table on the source, by the name that it has in the catalog.
+    pub listed: TableName,
+    /// What the table needs besides itself.
+    pub prerequisites: Vec<Prerequisite>,
+    /// What to do.
+    pub statements: Vec<Statement>,
+    /// The table as the mirror knows it from then on: kept on the target.
+    pub plan: TablePlan,
+    /// What a person should know, once it is done.
+    pub events: Vec<Event>,
 }
 
 /// What one table's rows come to.
@@ -365,6 +386,12 @@ impl Batch {
     pub fn truncate(&mut self, tables: Vec<Arc<TableMap>>, restart_identity: bool) {
         self.count(0);
         self.steps.push(Step::Truncate { tables, restart_identity });
+    }
+
+    /// Adds a change of a table.
+    pub fn alter(&mut self, alter: Alter) {
+        self.count(0);
+        self.steps.push(Step::Alter(Box::new(alter)));
     }
 
     /// Ends a source transaction.

@@ -3,13 +3,14 @@
 //! Bytes pass from one COPY to the other unread. Each range is a transaction of its own on the target, which holds the progress row, so
 //! that a process that was replaced cannot write any more.
 
+mod finish;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use catalog::event::Event;
 use catalog::task::TaskKind;
 use futures_util::{SinkExt, StreamExt};
 use pg::name::{quote_ident, quote_literal};
@@ -18,13 +19,13 @@ use tokio::task::JoinSet;
 use tokio_postgres::CopyInSink;
 
 use crate::error::{Error, Problem};
-use crate::prepare::run_fenced;
-use crate::schema::{Leaf, RowIdentity, SourceIndex, TablePlan, TargetTable, Types, ddl, is_binary};
+use crate::prepare::Filling;
+use crate::schema::{Leaf, TablePlan, TargetTable, Types, is_binary};
 use crate::session::PeerSession;
 use crate::sink::postgres::open_writer;
-use crate::sink::{marks, progress_row};
+use crate::sink::progress_row;
 use crate::status::Tracker;
-use crate::table_state::{Fill, TableState};
+use crate::table_state::Fill;
 use crate::worker::Context;
 
 /// Blocks of a range: 32 MiB of 8 KiB blocks.
@@ -60,7 +61,7 @@ pub struct Job {
     select: String,
     insert: String,
     /// What puts the staged rows in the place of those that are there.
-    replace: Option<String>,
+    replace: Option<finish::Replace>,
     /// What went wrong with this table alone.
     failure: Mutex<Option<Error>>,
     ranges_left: AtomicUsize,
@@ -74,21 +75,29 @@ impl Job {
     pub fn new(
         plan: TablePlan,
         leaves: Vec<Leaf>,
-        fill: Fill,
+        filling: &Filling,
         mirror: &str,
         types: &Types,
         target: Option<&TargetTable>,
     ) -> Job {
         let columns: Vec<String> = plan.replicated_columns().map(|c| quote_ident(&c.name)).collect();
         let columns = columns.join(", ");
-        let format = if is_binary(&plan, types, target) { "binary" } else { "text" };
+        let Filling { fill, reshape } = filling;
+        let replaces = *fill == Fill::Replace;
+        // Columns that the target is to have are not there yet to compare with.
+        let binary = is_binary(&plan, types, target) && !(replaces && reshape.is_some());
+        let format = if binary { "binary" } else { "text" };
         // A table may have no columns at all.
         let into = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
         let table = plan.target_name.quoted();
-        let stage = (fill == Fill::Replace).then(|| progress_row::stage_table(mirror, plan.source.oid));
+        let stage = replaces.then(|| progress_row::stage_table(mirror, plan.source.oid));
         let alone = target.map_or_else(|| table.clone(), TargetTable::alone);
-        let replace = stage.as_ref().map(|stage| {
-            format!("delete from {alone}; insert into {table}{into} overriding system value select {columns} from {stage}; drop table {stage}")
+        let replace = stage.as_ref().map(|stage| finish::Replace {
+            delete: format!("delete from {alone}"),
+            reshape: reshape.clone(),
+            insert: format!(
+                "insert into {table}{into} overriding system value select {columns} from {stage}; drop table {stage}"
+            ),
         });
         Job {
             select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
@@ -293,7 +302,7 @@ async fn copy_part(shared: &Shared, job: &Job, range: &Range, sessions: &Session
     let blocks = range.to.unwrap_or(leaf.blocks.max(range.from)) - range.from;
     job.blocks_done.fetch_add(blocks, Ordering::Relaxed);
     if job.ranges_left.fetch_sub(1, Ordering::Relaxed) == 1 {
-        finish_table(shared, job, target, *triggers_fire).await?;
+        finish::finish_table(shared, job, target, *triggers_fire).await?;
     }
     Ok(())
 }
@@ -383,76 +392,6 @@ fn in_table(table: &TableName, error: Error) -> Error {
     }
 }
 
-/// Makes keys and indexes of a table whose rows are all there, or puts them in the place of the old ones; lets the target look at them,
-/// and marks the table as complete.
-async fn finish_table(shared: &Shared, job: &Job, target: &PeerSession, triggers_fire: bool) -> Result<(), Error> {
-    let name = &job.plan.source.name;
-    let Context { catalog, mirror, .. } = &shared.context;
-    catalog.set_table_states(mirror.id, std::slice::from_ref(name), TableState::Indexing.as_str()).await?;
-    if let Some(replace) = &job.replace {
-        if triggers_fire {
-            let message = format!("the rows of target table \"{}\" cannot be replaced", job.plan.target_name);
-            return Err(Error::Blocked(
-                Problem::new(SqlState::INSUFFICIENT_PRIVILEGE, message)
-                    .detail("The target's role may not set session_replication_role, so triggers and foreign keys would take more rows with them.")
-                    .hint("GRANT SET ON PARAMETER session_replication_role (PostgreSQL 15 and later), or use a superuser; or empty the table yourself."),
-            ));
-        }
-        fail_point!("stage filled");
-        run_fenced(&shared.context, target, replace).await.map_err(|e| in_table(&job.plan.target_name, e))?;
-        fail_point!("rows replaced");
-    }
-    if job.make_indexes {
-        let indexes_too = shared.context.mirror.options.copy_indexes;
-        // Without a key deletes are not replicated, and a value that was deleted may come again.
-        let unique_too = !matches!(job.plan.source.identity, RowIdentity::InsertsOnly);
-        let wanted = |i: &&SourceIndex| i.primary || i.identity || (indexes_too && (unique_too || !i.unique));
-        for index in job.plan.source.indexes.iter().filter(wanted) {
-            let statement = ddl::create_index(&job.plan, index);
-            let needed = index.primary || index.identity;
-            if let Err(error) = make_index(&shared.context, target, &statement, &index.name).await {
-                match error {
-                    Error::Blocked(problem) if !needed => {
-                        let event =
-                            Event::warning("schema", format!("index \"{}\" was not created on the target", index.name))
-                                .detail(format!("{}.", problem.message));
-                        shared.context.event(&event).await?;
-                    }
-                    other => return Err(in_table(&job.plan.target_name, other)),
-                }
-            }
-        }
-    }
-    fail_point!("indexes made");
-    target.run(&format!("analyze {}", job.plan.target_name.quoted())).await?;
-    if let Some(at) = shared.snapshot.mark_at {
-        let mirror = &mirror.object_name;
-        target.run("begin").await?;
-        progress_row::hold(target, mirror, shared.context.lane, shared.context.epoch).await?;
-        marks::set(target, mirror, std::slice::from_ref(name), at).await?;
-        target.run("commit").await?;
-        fail_point!("table marked");
-    }
-    catalog.set_table_states(mirror.id, std::slice::from_ref(name), TableState::Copied.as_str()).await?;
-    Ok(())
-}
-
-/// An index's name is one of its schema's names, and may be taken there by another table's index: then the target chooses one.
-async fn make_index(context: &Context, target: &PeerSession, statement: &str, name: &str) -> Result<(), Error> {
-    match run_fenced(context, target, statement).await {
-        Err(Error::Blocked(problem)) if problem.sqlstate.as_str() == "42P07" => {
-            let quoted = quote_ident(name);
-            let unnamed = statement.replacen(&format!("add constraint {quoted} "), "add ", 1).replacen(
-                &format!("index {quoted} on"),
-                "index on",
-                1,
-            );
-            run_fenced(context, target, &unnamed).await
-        }
-        other => other,
-    }
-}
-
 /// Target tables by name, as [`crate::schema::introspect::target_tables`] describes them.
 pub type Targets = HashMap<TableName, TargetTable>;
 
@@ -461,7 +400,7 @@ mod tests {
     use catalog::mirror::ColumnChoice;
 
     use super::*;
-    use crate::schema::SourceTable;
+    use crate::schema::{RowIdentity, SourceTable};
 
     fn job(name: &str, blocks: &[i64]) -> Job {
         let table = TableName::new("public", name);
@@ -479,9 +418,19 @@ mod tests {
             indexes: Vec::new(),
             partitioned: false,
             root: None,
+            files: std::collections::BTreeMap::new(),
+            constraints: Vec::new(),
+            last_number: 0,
         };
         let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default() };
-        Job::new(plan, blocks.iter().enumerate().map(leaf).collect(), Fill::Append, "m", &Types::new(), None)
+        Job::new(
+            plan,
+            blocks.iter().enumerate().map(leaf).collect(),
+            &Filling { fill: Fill::Append, reshape: None },
+            "m",
+            &Types::new(),
+            None,
+        )
     }
 
     #[test]

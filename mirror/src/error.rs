@@ -172,6 +172,8 @@ impl Error {
         match self {
             Error::Transient(p) => Error::Transient(p.at(lsn)),
             Error::Blocked(p) => Error::Blocked(p.at(lsn)),
+            Error::ResyncRequired(p) => Error::ResyncRequired(p.at(lsn)),
+            Error::CopyAgain(p) => Error::CopyAgain(p.at(lsn)),
             other => other,
         }
     }

@@ -7,28 +7,29 @@
 //!
 //! A table without a mark is copied anew, whatever died when; so nothing here has to survive.
 
+mod lane;
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catalog::event::Event;
 use catalog::mirror::{MirrorTable, Mode};
 use catalog::task::TaskKind;
 use pg::name::quote_ident;
 use pg::{Lsn, TableName};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
-use crate::apply::{Apply, Limits, Order};
-use crate::assemble::{Assembler, Tables};
+use crate::apply::Order;
 use crate::copy::{self, Snapshot};
 use crate::error::{Error, Problem, retry_delay};
-use crate::prepare::{self, Fills, builtin_types, column_types, describe_targets};
-use crate::schema::{TablePlan, all_binary};
+use crate::known;
+use crate::prepare::{self, Before, Fills};
+use crate::schema::TablePlan;
 use crate::session::PeerSession;
-use crate::sink::marks;
-use crate::sink::postgres::{PostgresSink, open_writer};
+use crate::sink::postgres::open_writer;
 use crate::sink::progress_row::{self, LATE_LANE};
 use crate::source::preflight::{Findings, plan_known_tables};
 use crate::source::publication::{self, Expected};
@@ -36,15 +37,12 @@ use crate::source::replication::ReplicationConnection;
 use crate::source::slot;
 use crate::start;
 use crate::status::Tracker;
-use crate::table_state::{Route, TableState};
+use crate::table_state::TableState;
 use crate::wishes;
 use crate::worker::Context;
 
 /// How often it is looked for tables that wait.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How far behind the lane may be when the main stream is asked to stand still.
-const NEAR: Duration = Duration::from_secs(1);
 
 /// How long the main stream stands still at most; then it goes on without the tables, and they try again.
 const HOLD_MAX: Duration = Duration::from_secs(10);
@@ -66,6 +64,8 @@ pub struct Main {
     pub tracker: Tracker,
     /// There may be something on the source that [`clean`] removes.
     pub left_behind: Arc<AtomicBool>,
+    /// Hears what happens on the target.
+    pub tell: mpsc::UnboundedSender<Event>,
 }
 
 impl Main {
@@ -170,10 +170,6 @@ async fn look(context: &Context, main: &Main, told: &mut bool) -> Result<(), Err
     Group { context, main, name: object_name(&context.mirror.object_name) }.copy(&waiting).await
 }
 
-/// Releases the main stream, with the tables that it takes over or without any. Dropped, it ends the main stream's attempt: whatever kept us
-/// from saying something may have kept us from knowing that the target has the tables' marks.
-type Release = oneshot::Sender<Option<Tables>>;
-
 /// Tables that are copied together.
 struct Group<'a> {
     context: &'a Context,
@@ -186,11 +182,24 @@ impl Group<'_> {
     async fn copy(&self, waiting: &[MirrorTable]) -> Result<(), Error> {
         let mirror = &self.context.mirror;
         let source = PeerSession::open(&mirror.source_name, &mirror.source).await?;
-        let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
+        let (target, triggers_fire) = open_writer(&mirror.target_name, &mirror.target).await?;
         self.main.left_behind.store(true, Ordering::Relaxed);
         // What is written until the lane runs is fenced by it too: the main lane moves on meanwhile.
         let (name, epoch) = (&mirror.object_name, self.context.epoch);
         progress_row::open_late_lane(&target, name, epoch, Some(Lsn::ZERO)).await?;
+        // One that is renamed now is looked for by its new name the next time.
+        if known::follow_renames(self.context, &target).await? {
+            return Ok(());
+        }
+        let mut renamed = false;
+        for table in waiting {
+            let result = known::rename_unfollowed(self.context, &source, &target, table).await;
+            renamed |= matches!(result, Ok(true));
+            renamed |= !self.passes(&table.source, result.map(drop)).await?;
+        }
+        if renamed {
+            return Ok(());
+        }
         let (plans, fills) = self.prepare(&source, &target, waiting).await?;
         if plans.is_empty() {
             return Ok(());
@@ -201,8 +210,9 @@ impl Group<'_> {
         let plans = self.publish(&source, plans).await?;
         let (at, plans) = self.copy_rows(&source, &target, plans, &fills).await?;
         if !plans.is_empty() {
+            prepare::add_constraints(self.context, &target, triggers_fire, &plans, &fills).await?;
             let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
-            match self.catch_up(&source, at, plans).await {
+            match self.catch_up(&source, &target, at, plans).await {
                 Err(Error::Blocked(problem) | Error::OneByOne { problem, .. }) => {
                     self.block_some(&names, &problem).await?;
                 }
@@ -232,18 +242,17 @@ impl Group<'_> {
                 plans.extend(found);
             }
         }
-        let known = prepare::known_tables(context).await?;
-        let targets = describe_targets(target, &plans).await?;
+        let before = Before::look(context, source, target, &plans).await?;
         let mut ready = Vec::new();
         let mut fills = Fills::new();
         for plan in plans {
             let name = plan.source.name.clone();
             let mut findings = Findings::default();
-            let fill = prepare::decide(context, &plan, &targets, &known, &mut findings);
+            let filling = prepare::decide(context, &plan, &before, &mut findings);
             if !self.passes(&name, findings.into_result()).await? {
                 continue;
             }
-            fills.insert(name.clone(), fill);
+            fills.insert(name.clone(), filling);
             let made = prepare::make_tables(context, source, target, std::slice::from_ref(&plan), &fills).await;
             if self.passes(&name, made).await? {
                 ready.push(plan);
@@ -320,141 +329,6 @@ impl Group<'_> {
         Ok((at, plans))
     }
 
-    /// Applies what has happened to the tables since their copy, and hands them over.
-    async fn catch_up(&self, source: &PeerSession, copied: Lsn, plans: Vec<TablePlan>) -> Result<(), Error> {
-        let (context, mirror) = (self.context, &self.context.mirror);
-        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
-        context.catalog.set_table_states(mirror.id, &names, TableState::Catchup.as_str()).await?;
-        let (mut at, began) = (Some(copied), Instant::now());
-        loop {
-            let (mut lane, _wanted, tracker) = self.open_lane(source, at, copied, &plans).await?;
-            loop {
-                let (goal, begun) = (slot::push_wal(source).await?, Instant::now());
-                lane.run_to(&context.stop, Some(goal)).await?;
-                tracker.report_tables(&context.catalog, mirror.id).await?;
-                if begun.elapsed() < near(began.elapsed()) {
-                    break;
-                }
-            }
-            fail_point!("lane is near");
-            let (boundary, release) = self.hold_main().await?;
-            fail_point!("main stream held");
-            let until = lane.stop_at(boundary);
-            let arrive = async {
-                slot::push_wal(source).await?;
-                lane.run_to(&context.stop, Some(until)).await
-            };
-            match tokio::time::timeout(HOLD_MAX, arrive).await {
-                Ok(arrived) => arrived?,
-                // What lies beyond was left out; the lane reads it again, from where the target is.
-                Err(_) => {
-                    release.send(None).map_err(|_| Error::Stopped)?;
-                    at = None;
-                    continue;
-                }
-            }
-            tracker.report_tables(&context.catalog, mirror.id).await?;
-            return self.hand_over(source, lane.applied(), plans, release).await;
-        }
-    }
-
-    /// Opens the tables' lane: at their copy, or where an earlier one has left off.
-    async fn open_lane(
-        &self,
-        source: &PeerSession,
-        at: Option<Lsn>,
-        copied: Lsn,
-        plans: &[TablePlan],
-    ) -> Result<(Apply, watch::Sender<Lsn>, Tracker), Error> {
-        let mirror = &self.context.mirror;
-        let (peer, name) = (&mirror.target_name, &mirror.object_name);
-        let sink = PostgresSink::open_late_lane(peer, &mirror.target, name, self.context.epoch, at).await?;
-        let applied = sink.applied();
-        let in_order = sink.triggers_fire();
-        let tables = Tables { in_order, ..self.tables(source, sink.session(), plans, copied).await? };
-        sink.use_operators_of(&type_schemas(&tables)).await?;
-        slot::free(source, &self.name).await?;
-        let replication = ReplicationConnection::connect(&mirror.source_name, &source.attempt).await?;
-        let stream = replication.start(&self.name, applied, &publication::names(&self.name), tables.binary).await?;
-        let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
-        // Nobody gives orders to a lane.
-        let (_, orders) = mpsc::channel(1);
-        let limits = Limits::of(&mirror.options);
-        let (assembler, tracker) = (Assembler::new(tables, applied), Tracker::default());
-        let lane = Apply::new(stream, assembler, sink, limits, applied, tracker.clone(), wanted_changes, orders);
-        Ok((lane, wanted, tracker))
-    }
-
-    /// Describes the tables on both sides; changes are taken from `from` on.
-    async fn tables(
-        &self,
-        source: &PeerSession,
-        target: &PeerSession,
-        plans: &[TablePlan],
-        from: Lsn,
-    ) -> Result<Tables, Error> {
-        let targets = describe_targets(target, plans).await?;
-        let types = column_types(source, plans).await?;
-        let known = builtin_types(target).await?;
-        let as_text = self.context.values_come_as_text();
-        let binary =
-            source.version >= 140_000 && !as_text && all_binary(plans, &types, &targets, |oid| known.contains(&oid));
-        Ok(Tables {
-            plans: plans.iter().map(|p| (p.source.name.clone(), p.clone())).collect(),
-            targets,
-            types,
-            binary,
-            known,
-            in_order: false,
-            routes: plans.iter().map(|p| (p.source.name.clone(), Route::From(from))).collect(),
-            others_come: true,
-        })
-    }
-
-    /// Lets the main stream stand still at the end of a transaction; returns where that is, and what releases it.
-    async fn hold_main(&self) -> Result<(Lsn, Release), Error> {
-        let ((at, boundary), (release, released)) = (oneshot::channel(), oneshot::channel());
-        self.main.tell(Order::Hold { at, released }).await?;
-        // The main stream's end is told by others.
-        let boundary = boundary.await.map_err(|_| Error::Stopped)?;
-        Ok((boundary, release))
-    }
-
-    /// The target has what commits before `from` of the tables, and nothing after it; the main stream has not gone beyond that.
-    async fn hand_over(
-        &self,
-        source: &PeerSession,
-        from: Lsn,
-        plans: Vec<TablePlan>,
-        release: Release,
-    ) -> Result<(), Error> {
-        let (context, mirror) = (self.context, &self.context.mirror);
-        let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
-        let (target, _) = open_writer(&mirror.target_name, &mirror.target).await?;
-        let tables = self.tables(source, &target, &plans, from).await?;
-        target.run("begin").await?;
-        progress_row::hold(&target, &mirror.object_name, LATE_LANE, context.epoch).await?;
-        marks::set(&target, &mirror.object_name, &names, from).await?;
-        progress_row::close_lane(&target, &mirror.object_name, LATE_LANE).await?;
-        fail_point!("late tables marked");
-        target.run("commit").await?;
-        fail_point!("hand-over recorded on the target");
-        context.catalog.set_tables_from(mirror.id, &names, Some(from)).await?;
-        let message = format!("{} late tables are handed over to the main stream", names.len());
-        context.event(&Event::info("copy", message).at(from)).await?;
-        fail_point!("hand-over recorded in the catalog");
-        self.main.expected.lock().await.plans.extend(plans);
-        if (self.main.binary && !tables.binary) || !type_schemas(&tables).is_subset(&self.main.type_schemas) {
-            return Err(Error::Restart);
-        }
-        release.send(Some(tables)).map_err(|_| Error::Stopped)?;
-        while self.main.tracker.applied() < from {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        context.catalog.set_table_states(mirror.id, &names, TableState::Live.as_str()).await?;
-        Ok(())
-    }
-
     /// Returns whether a table may go on; what stands in its way alone stops it, and all else is the caller's.
     async fn passes(&self, table: &TableName, result: Result<(), Error>) -> Result<bool, Error> {
         match result {
@@ -499,26 +373,4 @@ pub async fn block(context: &Context, table: &TableName, mut problem: Problem) -
         context.catalog.fail_tasks(context.mirror.id, kind, &sqlstate, &problem.message).await?;
     }
     Ok(())
-}
-
-/// Returns how far behind a lane may be when the main stream is asked to stand still: a second, and more when it has been trying for long.
-/// Where more comes all the time than two streams can take, it would never be near.
-fn near(trying: Duration) -> Duration {
-    (NEAR + trying / 20).min(HOLD_MAX / 2)
-}
-
-fn type_schemas(tables: &Tables) -> BTreeSet<String> {
-    tables.targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lane_that_is_never_near_is_waited_for_longer() {
-        assert_eq!(near(Duration::ZERO), NEAR);
-        assert_eq!(near(Duration::from_secs(60)), Duration::from_secs(4));
-        assert_eq!(near(Duration::from_secs(3600)), HOLD_MAX / 2);
-    }
 }

@@ -17,14 +17,18 @@ pub mod assemble;
 pub mod batch;
 pub mod copy;
 pub mod engine;
+pub mod enums;
 pub mod error;
 mod guard;
+pub mod hindsight;
+pub mod known;
 pub mod late;
 pub mod prepare;
 pub mod progress;
 pub mod relation;
 pub mod removal;
 pub mod schema;
+pub mod sequences;
 pub mod session;
 #[cfg(test)]
 mod simulation;

@@ -2,19 +2,23 @@
 //! stage for rows that are to be replaced.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use catalog::event::Event;
-use catalog::mirror::{MirrorTable, Mode};
+use catalog::mirror::{Ddl, MirrorTable, Mode};
 use pg::name::quote_ident;
 use pg::{SqlState, TableName};
 
+use crate::batch::Alter;
 use crate::copy::Targets;
 use crate::error::{Error, Problem};
+use crate::schema::change::{self, Alteration, Surroundings};
 use crate::schema::ddl::{self, Prerequisite};
 use crate::schema::introspect::{target_tables, types};
-use crate::schema::{TablePlan, Types};
+use crate::schema::{SourceColumn, TablePlan, TargetTable, Types, make};
 use crate::session::PeerSession;
-use crate::sink::progress_row;
+use crate::sink::shapes::{self, Shape};
+use crate::sink::{alter, progress_row};
 use crate::source::preflight::Findings;
 use crate::table_state::{Fill, Found, TableState, how_to_fill};
 use crate::worker::Context;
@@ -22,8 +26,51 @@ use crate::worker::Context;
 /// What the catalog knows of the tables, by name on the source.
 pub type Known = BTreeMap<TableName, MirrorTable>;
 
+/// How a table is filled.
+#[derive(Clone, Debug)]
+pub struct Filling {
+    /// How the target table is made ready.
+    pub fill: Fill,
+    /// What makes it like its source has become since its last copy.
+    pub reshape: Option<Arc<Alter>>,
+}
+
 /// How each table is filled, by name on the source.
-pub type Fills = BTreeMap<TableName, Fill>;
+pub type Fills = BTreeMap<TableName, Filling>;
+
+/// What is known of tables before they are made ready.
+pub struct Before {
+    /// Their targets.
+    pub targets: Targets,
+    /// The source's types.
+    pub types: Types,
+    /// What the catalog knows of the mirror's tables.
+    pub known: Known,
+    /// What tables looked like that were copied before, by the name that the catalog knows.
+    pub shapes: BTreeMap<TableName, Shape>,
+}
+
+impl Before {
+    /// Looks at both sides and the catalog.
+    ///
+    /// # Errors
+    /// [`Error`] as the servers' SQLSTATE says.
+    pub async fn look(
+        context: &Context,
+        source: &PeerSession,
+        target: &PeerSession,
+        plans: &[TablePlan],
+    ) -> Result<Before, Error> {
+        // A mirror that was never begun has made nothing on the target.
+        let shapes = shapes::load(target, &context.mirror.object_name).await?;
+        Ok(Before {
+            targets: describe_targets(target, plans).await?,
+            types: column_types(source, plans).await?,
+            known: known_tables(context).await?,
+            shapes: shapes.into_iter().map(|shape| (shape.listed.clone(), shape)).collect(),
+        })
+    }
+}
 
 /// Returns what the catalog knows of the mirror's tables.
 ///
@@ -36,10 +83,10 @@ pub async fn known_tables(context: &Context) -> Result<Known, Error> {
 
 /// Decides how a table is filled. What keeps the target from taking its rows, or rows there that are not the mirror's, is put in
 /// `findings`.
-pub fn decide(context: &Context, plan: &TablePlan, targets: &Targets, known: &Known, findings: &mut Findings) -> Fill {
+pub fn decide(context: &Context, plan: &TablePlan, before: &Before, findings: &mut Findings) -> Filling {
     let options = &context.mirror.options;
-    let target = targets.get(&plan.target_name);
-    let table = known.get(&plan.source.name);
+    let target = before.targets.get(&plan.target_name);
+    let table = before.known.get(&plan.source.name);
     let begun = |t: &MirrorTable| {
         use TableState::{Catchup, Copied, Copying, Indexing};
         matches!(TableState::from_name(&t.state), Some(Copying | Indexing | Copied | Catchup))
@@ -58,8 +105,12 @@ pub fn decide(context: &Context, plan: &TablePlan, targets: &Targets, known: &Kn
     } else {
         how_to_fill(&found, options.truncate_target)
     };
+    let mut altered = None;
     match target {
-        Some(target) if fill != Some(Fill::Recreate) => findings.check(plan.check_target(target)),
+        Some(target) if fill != Some(Fill::Recreate) => {
+            altered = table.filter(|t| t.replaces).and_then(|table| reshape(context, plan, target, table, before));
+            findings.check(plan.check_target(altered.as_ref().map_or(target, |altered| &altered.target)));
+        }
         Some(_) => {}
         None if !options.create_tables || options.mode == Mode::StreamOnly => findings.add(
             Problem::new(SqlState::UNDEFINED_TABLE, format!("target table \"{name}\" does not exist"))
@@ -74,7 +125,51 @@ pub fn decide(context: &Context, plan: &TablePlan, targets: &Targets, known: &Kn
                 .hint("Empty it, or create the mirror with truncate_target = true."),
         );
     }
-    fill.unwrap_or(Fill::Append)
+    let alter = |altered: Alteration| {
+        let told: Vec<&str> = altered.statements.iter().map(|s| s.sql.as_str()).collect();
+        let message = format!("table \"{}\" was altered as on the source: {}", plan.source.name, told.join("; "));
+        Arc::new(Alter {
+            listed: plan.source.name.clone(),
+            prerequisites: Vec::new(),
+            events: vec![Event::info("schema", message)],
+            statements: altered.statements,
+            plan: plan.clone(),
+        })
+    };
+    Filling { fill: fill.unwrap_or(Fill::Append), reshape: altered.map(alter) }
+}
+
+/// Works out what makes a target table, which has a complete copy, like its source has become since; `None` if there is nothing to do.
+fn reshape(
+    context: &Context,
+    plan: &TablePlan,
+    target: &TargetTable,
+    table: &MirrorTable,
+    before: &Before,
+) -> Option<Alteration> {
+    let options = &context.mirror.options;
+    let shape = before.shapes.get(&plan.source.name).filter(|_| options.ddl == Ddl::Apply)?;
+    let created = table.created.is_some();
+    let earlier = TablePlan {
+        source: change::as_earlier(&shape.plan.source, &plan.source),
+        target_name: plan.target_name.clone(),
+        columns: plan.columns.clone(),
+    };
+    let around = Surroundings {
+        types: &before.types,
+        rewritten: false,
+        emptied: false,
+        replaced: true,
+        indexes: created && options.copy_indexes,
+        constraints: created && options.copy_constraints,
+        target_of: &|oid| target_of(&before.known, oid),
+    };
+    change::alter(&earlier, &plan.source, target, &around).ok().filter(|altered| !altered.statements.is_empty())
+}
+
+/// Returns the target of one of the mirror's tables, by its oid on the source.
+fn target_of(known: &Known, oid: u32) -> Option<TableName> {
+    known.values().find(|table| table.source_oid == Some(oid)).map(|table| table.target.clone())
 }
 
 /// Runs statements on the target in one transaction, which fails if another process has taken the mirror over.
@@ -140,26 +235,35 @@ pub async fn make_tables(
     plans: &[TablePlan],
     fills: &Fills,
 ) -> Result<(), Error> {
-    let mut created = Vec::new();
+    let (mut created, mut changed) = (Vec::new(), Vec::new());
     for plan in plans {
-        let fill = fills.get(&plan.source.name).copied();
-        if fill == Some(Fill::Recreate) {
+        let Some(Filling { fill, reshape }) = fills.get(&plan.source.name) else { continue };
+        if *fill == Fill::Recreate {
             // Its keys and indexes would be in the way of the next copy.
             run_fenced(context, target, &format!("drop table {}", plan.target_name.quoted())).await?;
         }
-        if fill.is_some_and(Fill::creates) {
+        if fill.creates() {
             created.push(plan);
+        }
+        if fill.creates() || reshape.is_some() {
+            changed.push(&plan.source);
+        }
+    }
+    if changed.is_empty() {
+        return Ok(());
+    }
+    for prerequisite in ddl::prerequisites(&source.client, &changed).await.map_err(|e| source.error(&e))? {
+        if make::prerequisite(target, &prerequisite).await?
+            && let Prerequisite::Extension(name, _) = &prerequisite
+        {
+            context.event(&Event::info("schema", format!("extension \"{name}\" created on the target"))).await?;
         }
     }
     if created.is_empty() {
         return Ok(());
     }
-    let tables: Vec<_> = created.iter().map(|p| &p.source).collect();
-    for prerequisite in ddl::prerequisites(&source.client, &tables).await.map_err(|e| source.error(&e))? {
-        make_prerequisite(context, target, &prerequisite).await?;
-    }
     for plan in &created {
-        make_schema(target, &plan.target_name.schema).await?;
+        make::schema(target, &plan.target_name.schema).await?;
         create_table(context, target, plan).await?;
         for statement in ddl::set_defaults(plan) {
             // A default may call what the target does not have. Replicated rows bring their values, so it is no reason to stop.
@@ -190,36 +294,44 @@ async fn create_table(context: &Context, target: &PeerSession, plan: &TablePlan)
     undo_if_refused(target, result.await).await
 }
 
-async fn make_schema(target: &PeerSession, schema: &str) -> Result<(), Error> {
-    let exists = "select exists (select from pg_catalog.pg_namespace where nspname = $1)";
-    let row = target.client.query_one(exists, &[&schema]).await.map_err(|e| target.error(&e))?;
-    if row.get(0) { Ok(()) } else { target.run(&format!("create schema if not exists {}", quote_ident(schema))).await }
-}
-
-async fn make_prerequisite(context: &Context, target: &PeerSession, prerequisite: &Prerequisite) -> Result<(), Error> {
-    match prerequisite {
-        Prerequisite::Extension(name, schema) => {
-            let exists = "select exists (select from pg_catalog.pg_extension where extname = $1)";
-            let row = target.client.query_one(exists, &[name]).await.map_err(|e| target.error(&e))?;
-            if row.get(0) {
-                return Ok(());
-            }
-            context.event(&Event::info("schema", format!("creating extension \"{name}\" on the target"))).await?;
-            // Its types are named with the schema that they have on the source.
-            make_schema(target, schema).await?;
-            let schema = quote_ident(schema);
-            target
-                .run(&format!("create extension if not exists {} with schema {schema} cascade", quote_ident(name)))
-                .await
-        }
-        Prerequisite::Object { kind, name, schema, statement } => {
-            make_schema(target, schema).await?;
-            let find = if *kind == "type" { "to_regtype" } else { "to_regclass" };
-            let exists = format!("select pg_catalog.{find}($1) is not null");
-            let row = target.client.query_one(&exists, &[name]).await.map_err(|e| target.error(&e))?;
-            if row.get(0) { Ok(()) } else { target.run(statement).await }
+/// Makes the CHECK and foreign key constraints of the tables that the mirror created. The rows that are there were checked by the source.
+///
+/// # Errors
+/// [`Error`] as the target's SQLSTATE says; what it refuses is told.
+pub async fn add_constraints(
+    context: &Context,
+    target: &PeerSession,
+    triggers_fire: bool,
+    plans: &[TablePlan],
+    fills: &Fills,
+) -> Result<(), Error> {
+    if !context.mirror.options.copy_constraints {
+        return Ok(());
+    }
+    let known = known_tables(context).await?;
+    for plan in plans.iter().filter(|p| fills.get(&p.source.name).is_some_and(|f| f.fill.creates())) {
+        for constraint in &plan.source.constraints {
+            let what =
+                format!("constraint \"{}\" of target table \"{}\" was not made", constraint.name, plan.target_name);
+            let fires = constraint.references.is_some() && triggers_fire;
+            let problem = match ddl::add_constraint(&plan.target_name, constraint, |oid| target_of(&known, oid)) {
+                None => "The mirror does not take the table that it references.".to_owned(),
+                // Its actions would do on the target what the source has done and sends.
+                Some(_) if fires => {
+                    "Foreign keys fire on the target, as the role may not set session_replication_role.".to_owned()
+                }
+                Some(statement) => match run_fenced(context, target, &statement).await {
+                    Err(Error::Blocked(problem)) => format!("{}.", problem.message),
+                    result => {
+                        result?;
+                        continue;
+                    }
+                },
+            };
+            context.event(&Event::warning("schema", what).detail(problem)).await?;
         }
     }
+    Ok(())
 }
 
 /// Empties the target tables that hold rows and may be emptied, together, so that foreign keys among them are no hindrance; makes a
@@ -236,11 +348,15 @@ pub async fn empty_tables(
     let targets = describe_targets(target, plans).await?;
     let mut names = Vec::new();
     for plan in plans {
+        let Some(Filling { fill, reshape }) = fills.get(&plan.source.name) else { continue };
+        if let (Fill::Append, Some(reshape)) = (fill, reshape) {
+            alter_empty(context, target, reshape).await?;
+        }
         let Some(found) = targets.get(&plan.target_name).filter(|t| t.has_rows) else { continue };
-        match fills.get(&plan.source.name) {
-            Some(Fill::Create | Fill::Recreate | Fill::Truncate) => names.push(found.alone()),
-            Some(Fill::Replace) => run_fenced(context, target, &make_stage(context, plan)).await?,
-            Some(Fill::Append) | None => {
+        match fill {
+            Fill::Create | Fill::Recreate | Fill::Truncate => names.push(found.alone()),
+            Fill::Replace => run_fenced(context, target, &make_stage(context, plan, reshape.is_some())).await?,
+            Fill::Append => {
                 let message = format!("target table \"{}\" is not empty", plan.target_name);
                 return Err(Error::Blocked(
                     Problem::new(SqlState::WRONG_STATE, message).detail("It was filled after preflight."),
@@ -255,13 +371,42 @@ pub async fn empty_tables(
     }
 }
 
-/// Makes an empty table like the target's columns that are copied; one of an earlier attempt goes first.
-fn make_stage(context: &Context, plan: &TablePlan) -> String {
+/// Alters a table that holds no rows.
+async fn alter_empty(context: &Context, target: &PeerSession, reshape: &Alter) -> Result<(), Error> {
+    let mirror = &context.mirror.object_name;
+    let altering = async {
+        target.run("begin").await?;
+        progress_row::hold(target, mirror, context.lane, context.epoch).await?;
+        let events = alter::run(target, mirror, reshape).await?;
+        target.run("commit").await?;
+        Ok(events)
+    };
+    match altering.await {
+        Ok(events) => {
+            for event in &events {
+                context.event(event).await?;
+            }
+            Ok(())
+        }
+        Err(error) => undo_if_refused(target, Err(error)).await,
+    }
+}
+
+/// Makes an empty table like the target's columns that are copied, or like the source's, which the target's are to become; one of an
+/// earlier attempt goes first.
+fn make_stage(context: &Context, plan: &TablePlan, like_source: bool) -> String {
     let stage = progress_row::stage_table(&context.mirror.object_name, plan.source.oid);
-    let columns: Vec<String> = plan.replicated_columns().map(|c| quote_ident(&c.name)).collect();
-    format!(
-        "drop table if exists {stage}; create table {stage} as select {} from {} with no data",
-        columns.join(", "),
-        plan.target_name.quoted()
-    )
+    let columns = |typed: bool| {
+        let column = |c: &SourceColumn| {
+            let name = quote_ident(&c.name);
+            if typed { format!("{name} {}", c.type_sql) } else { name }
+        };
+        plan.replicated_columns().map(column).collect::<Vec<_>>().join(", ")
+    };
+    let made = if like_source {
+        format!("({})", columns(true))
+    } else {
+        format!("as select {} from {} with no data", columns(false), plan.target_name.quoted())
+    };
+    format!("drop table if exists {stage}; create table {stage} {made}")
 }

@@ -1,13 +1,18 @@
-//! What tables look like on both sides, as values: read by [`introspect`], turned into statements by [`ddl`].
+//! What tables look like on both sides, as values: read by [`introspect`], turned into statements by [`ddl`], compared by [`change`].
 
+pub mod change;
 pub mod ddl;
 pub mod introspect;
+pub mod make;
+pub mod policy;
+pub mod then;
 pub mod wire;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use catalog::mirror::ColumnChoice;
 use pg::{SqlState, TableName};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
 
@@ -27,12 +32,16 @@ pub struct TypeInfo {
 }
 
 /// A column of a source table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceColumn {
+    /// Its number: what stays the same when it is renamed, and is never used again when it is dropped.
+    pub number: i16,
     /// Its name.
     pub name: String,
     /// Its type's oid.
     pub type_oid: u32,
+    /// Its type's modifier; -1 when there is none.
+    pub type_modifier: i32,
     /// Its type with modifiers, as SQL.
     pub type_sql: String,
     /// Its collation when it is not the type's own, as SQL.
@@ -45,10 +54,12 @@ pub struct SourceColumn {
     pub generated: Option<String>,
     /// `GENERATED … AS IDENTITY`: `a` always, `d` by default.
     pub identity: Option<char>,
+    /// The value of rows that are older than the column, as text: its default when it was added. `None`: NULL, or there are no such rows.
+    pub missing: Option<String>,
 }
 
 /// How rows of a source table are found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowIdentity {
     /// By these columns of a unique, immediate index.
     Key(Vec<String>),
@@ -59,7 +70,7 @@ pub enum RowIdentity {
 }
 
 /// An index or constraint to be made after the copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceIndex {
     /// Its name.
     pub name: String,
@@ -88,12 +99,24 @@ pub struct Leaf {
     pub bytes: i64,
 }
 
+/// A CHECK or foreign key constraint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceConstraint {
+    /// Its name.
+    pub name: String,
+    /// What follows its name: `CHECK (…)`, `FOREIGN KEY (…) REFERENCES … (…)`.
+    pub definition: String,
+    /// The table that a foreign key references: oid, and its name as it is in the definition.
+    pub references: Option<(u32, String)>,
+}
+
 /// A table on the source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceTable {
     /// Its oid.
     pub oid: u32,
     /// Its name.
+    #[serde(with = "as_pair")]
     pub name: TableName,
     /// Its columns, generated ones included.
     pub columns: Vec<SourceColumn>,
@@ -105,6 +128,48 @@ pub struct SourceTable {
     pub partitioned: bool,
     /// The partitioned table that it is a part of, at the top.
     pub root: Option<u32>,
+    /// The files that hold its rows, by the oid of the table or partition: another file means that all rows were written anew.
+    pub files: BTreeMap<u32, u32>,
+    /// Its CHECK and foreign key constraints.
+    pub constraints: Vec<SourceConstraint>,
+    /// The highest number that a column of it ever had.
+    pub last_number: i16,
+}
+
+impl SourceTable {
+    /// Returns whether the rows are where they were: no statement since has written all of them anew. Partitions that came or went do
+    /// not matter.
+    pub fn same_files(&self, older: &SourceTable) -> bool {
+        self.files.iter().all(|(oid, file)| older.files.get(oid).is_none_or(|f| f == file))
+    }
+
+    /// Returns whether rows look as they did: the same columns, names and types, and the same key.
+    pub fn same_rows(&self, older: &SourceTable) -> bool {
+        fn sent(table: &SourceTable) -> impl Iterator<Item = (i16, &str, u32, i32)> {
+            let ordinary = table.columns.iter().filter(|c| c.generated.is_none());
+            ordinary.map(|c| (c.number, c.name.as_str(), c.type_oid, c.type_modifier))
+        }
+        sent(self).eq(sent(older)) && self.identity == older.identity
+    }
+
+    /// Returns the column of this number.
+    pub fn column(&self, number: i16) -> Option<&SourceColumn> {
+        self.columns.iter().find(|c| c.number == number)
+    }
+}
+
+/// A table's name as a pair of schema and name.
+mod as_pair {
+    use pg::TableName;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(name: &TableName, serializer: S) -> Result<S::Ok, S::Error> {
+        (&name.schema, &name.name).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TableName, D::Error> {
+        <(String, String)>::deserialize(deserializer).map(|(schema, name)| TableName { schema, name })
+    }
 }
 
 /// A column of a target table.

@@ -5,22 +5,24 @@
 
 mod source;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use catalog::mirror::{ColumnChoice, Mode};
+use bytes::Bytes;
+use catalog::mirror::{ColumnChoice, Ddl, Mode};
 use futures_util::FutureExt;
 use pg::{Lsn, TableName};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use self::source::{COLUMNS, Kind, Source, Walsender};
-use crate::assemble::{Assembler, Tables};
+use crate::assemble::{self, Assembler, Tables};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::progress::{Gap, SlotFacts, SourceFacts, check_continuity};
 use crate::schema::{RowIdentity, SourceColumn, SourceTable, TablePlan, TargetColumn, TargetTable};
 use crate::sink::Sink;
 use crate::sink::memory::{MemorySink, SharedTarget, State, Target, look};
+use crate::source::look::Look;
 use crate::state::{Begin, Durable, begin};
 
 /// What the catalog knows of the mirror.
@@ -217,7 +219,7 @@ impl World {
         let Some(owner) = &mut self.owner else { return };
         for _ in 0..messages {
             match owner.walsender.next(&self.source, &mut self.random) {
-                Some((lsn, body)) => owner.assembler.message(lsn, body).unwrap(),
+                Some((lsn, body)) => hear(&mut owner.assembler, lsn, body),
                 None => break,
             }
         }
@@ -259,7 +261,7 @@ impl World {
         let before = look(&self.target).clone();
         for _ in 0..10 {
             if let Some((lsn, body)) = late.walsender.next(&self.source, &mut self.random) {
-                late.assembler.message(lsn, body).unwrap();
+                hear(&mut late.assembler, lsn, body);
             }
         }
         let Some(batch) = next_batch(&mut late) else { return };
@@ -281,6 +283,15 @@ impl World {
     }
 }
 
+/// Takes a message; a table that is described looks as it always did.
+fn hear(assembler: &mut Assembler, lsn: Lsn, body: Bytes) {
+    assembler.message(lsn, body).unwrap();
+    while let Some(relation) = assembler.undescribed() {
+        let table = assembler.known(relation.oid).map(|k| k.plan.source.clone());
+        assembler.describe(&relation, Look::new(table)).unwrap();
+    }
+}
+
 fn next_batch(owner: &mut Owner) -> Option<Batch> {
     if !owner.assembler.open().is_empty() {
         return Some(owner.assembler.take());
@@ -291,39 +302,54 @@ fn next_batch(owner: &mut Owner) -> Option<Batch> {
 
 /// What the engine would have looked up on both sides.
 fn tables(source: &Source) -> Tables {
-    let (mut plans, mut targets) = (HashMap::new(), HashMap::new());
+    let (mut known, mut targets) = (HashMap::new(), HashMap::new());
     for table in &source.tables {
         let name = table.name();
         let key: Vec<String> = table.key().iter().map(|c| (*c).to_owned()).collect();
         let identity =
             if table.kind == Kind::Keyless { RowIdentity::InsertsOnly } else { RowIdentity::Key(key.clone()) };
-        plans.insert(name.clone(), plan(table.oid, &name, identity));
+        let plan = plan(table.oid, &name, identity);
+        known.insert(table.oid, assemble::Known { listed: name.clone(), plan, indexes: false, constraints: false });
         targets.insert(name.clone(), target(table.oid, &name, key));
     }
-    let (types, routes) = (HashMap::new(), HashMap::new());
-    let known = HashSet::new();
-    Tables { plans, targets, types, binary: false, known, in_order: false, routes, others_come: false }
+    Tables {
+        known,
+        targets,
+        types: HashMap::new(),
+        binary: false,
+        builtin: HashSet::new(),
+        in_order: false,
+        ddl: Ddl::Apply,
+        routes: HashMap::new(),
+        others_come: false,
+    }
 }
 
 fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {
-    let column = |name: &str| SourceColumn {
-        name: name.to_owned(),
+    let column = |(n, name): (usize, &&str)| SourceColumn {
+        number: n as i16 + 1,
+        name: (*name).to_owned(),
         type_oid: 25,
+        type_modifier: -1,
         type_sql: "text".to_owned(),
         collation: None,
         not_null: false,
         default: None,
         generated: None,
         identity: None,
+        missing: None,
     };
     let source = SourceTable {
         oid,
         name: name.clone(),
-        columns: COLUMNS.map(column).to_vec(),
+        columns: COLUMNS.iter().enumerate().map(column).collect(),
         identity,
         indexes: Vec::new(),
         partitioned: false,
         root: None,
+        files: BTreeMap::new(),
+        constraints: Vec::new(),
+        last_number: COLUMNS.len() as i16,
     };
     TablePlan { source, target_name: name.clone(), columns: ColumnChoice::default() }
 }

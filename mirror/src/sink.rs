@@ -1,5 +1,6 @@
 //! Where a mirror's changes go.
 
+pub mod alter;
 pub mod encode;
 pub mod marks;
 #[cfg(test)]
@@ -8,6 +9,7 @@ pub mod origin;
 pub mod postgres;
 pub mod progress_row;
 pub mod row;
+pub mod shapes;
 pub mod stage;
 
 use std::future::Future;

@@ -15,17 +15,17 @@ use pg::{Lsn, SqlState, TableName};
 use crate::copy::{self, Job, Targets};
 use crate::error::{Error, Problem};
 use crate::late;
-use crate::prepare::{self, Fills, Known, column_types, describe_targets};
+use crate::prepare::{self, Before, Fills, column_types, describe_targets};
 use crate::schema::introspect::leaves;
 use crate::schema::{RowIdentity, TablePlan};
 use crate::session::PeerSession;
-use crate::sink::marks;
 use crate::sink::postgres::PostgresSink;
+use crate::sink::{marks, progress_row, shapes};
 use crate::source::preflight::{self, Findings};
 use crate::source::replication::{CreatedSlot, ReplicationConnection};
 use crate::source::{publication, slot};
 use crate::state::MirrorState;
-use crate::table_state::{Fill, TableState};
+use crate::table_state::TableState;
 use crate::worker::Context;
 
 /// How long a lock on a source table may be waited for; others queue behind us meanwhile.
@@ -59,8 +59,7 @@ pub async fn run(context: &Context, source: &PeerSession, sink: &mut PostgresSin
 async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSink) -> Result<Lsn, Error> {
     let mirror = &context.mirror;
     context.set_state(MirrorState::Preflight).await?;
-    let known = prepare::known_tables(context).await?;
-    let (plans, fills) = check(context, source, sink.session(), &known).await?;
+    let (plans, fills) = check(context, source, sink.session()).await?;
     remember_tables(context, &plans).await?;
     fail_point!("preflight passed");
     if sink.triggers_fire() {
@@ -105,7 +104,7 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
 
     let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
     let Some(snapshot) = made.snapshot.filter(|_| with_copy) else {
-        marks::set(sink.session(), &mirror.object_name, &names, from).await?;
+        mark_all(context, sink.session(), &plans, from).await?;
         return Ok(from);
     };
     context.set_state(MirrorState::Copying).await?;
@@ -113,12 +112,15 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     prepare::empty_tables(context, sink.session(), &plans, &fills).await?;
     fail_point!("target tables emptied");
     let snapshot = copy::Snapshot { name: snapshot, source_version: source.version, mark_at: Some(from) };
-    let jobs = make_jobs(context, source, sink.session(), plans, &fills).await?;
+    let jobs = make_jobs(context, source, sink.session(), plans.clone(), &fills).await?;
     let tasks = &[TaskKind::CreateMirror, TaskKind::ResyncMirror];
     let stops = mirror.options.on_error == OnError::Stop;
     let failed = copy::run(context, jobs, snapshot, tasks, stops).await?;
     // The snapshot lives as long as this connection.
     drop(replication);
+    let complete: Vec<TablePlan> =
+        plans.into_iter().filter(|p| !failed.iter().any(|(table, _)| *table == p.source.name)).collect();
+    prepare::add_constraints(context, sink.session(), sink.triggers_fire(), &complete, &fills).await?;
     let all_failed = failed.len() == names.len();
     for (table, error) in failed {
         if all_failed {
@@ -134,6 +136,19 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
         }
     }
     Ok(from)
+}
+
+/// Marks tables that need no copy, with what they look like.
+async fn mark_all(context: &Context, target: &PeerSession, plans: &[TablePlan], from: Lsn) -> Result<(), Error> {
+    let mirror = &context.mirror.object_name;
+    let names: Vec<TableName> = plans.iter().map(|p| p.source.name.clone()).collect();
+    target.run("begin").await?;
+    progress_row::hold(target, mirror, context.lane, context.epoch).await?;
+    for plan in plans {
+        shapes::record_copied(target, mirror, plan).await?;
+    }
+    marks::set(target, mirror, &names, from).await?;
+    target.run("commit").await
 }
 
 /// Prepares the copy of each table.
@@ -152,9 +167,9 @@ pub async fn make_jobs(
     let mut jobs = Vec::new();
     for plan in plans {
         let leaves = leaves(&source.client, plan.source.oid).await.map_err(|e| source.error(&e))?;
-        let fill = fills.get(&plan.source.name).copied().unwrap_or(Fill::Append);
+        let Some(filling) = fills.get(&plan.source.name) else { continue };
         let target = targets.get(&plan.target_name);
-        jobs.push(Job::new(plan, leaves, fill, &context.mirror.object_name, &types, target));
+        jobs.push(Job::new(plan, leaves, filling, &context.mirror.object_name, &types, target));
     }
     Ok(jobs)
 }
@@ -201,19 +216,18 @@ async fn check(
     context: &Context,
     source: &PeerSession,
     target: &PeerSession,
-    known: &Known,
 ) -> Result<(Vec<TablePlan>, Fills), Error> {
     let mirror = &context.mirror;
     let mut findings = Findings::default();
     let plans = preflight::plan_tables(mirror, source, &mut findings).await?;
     preflight::check_source(source, &plans, &mut findings).await?;
     preflight::check_target(target, &mut findings).await?;
-    let targets = describe_targets(target, &plans).await?;
+    let before = Before::look(context, source, target, &plans).await?;
     let mut fills = Fills::new();
     for plan in &plans {
         findings.check(check_root(plan, &plans));
-        let fill = prepare::decide(context, plan, &targets, known, &mut findings);
-        fills.insert(plan.source.name.clone(), fill);
+        let filling = prepare::decide(context, plan, &before, &mut findings);
+        fills.insert(plan.source.name.clone(), filling);
     }
     findings.into_result()?;
     Ok((plans, fills))
@@ -269,6 +283,7 @@ pub async fn note_tables(context: &Context, plans: &[TablePlan]) -> Result<(), E
             target: plan.target_name.clone(),
             key_columns: plan.key().map(<[String]>::to_vec),
             warning: plan.warning(),
+            source_oid: Some(plan.source.oid),
         })
         .collect();
     context.catalog.set_tables(context.mirror.id, &rows).await?;
@@ -277,7 +292,7 @@ pub async fn note_tables(context: &Context, plans: &[TablePlan]) -> Result<(), E
         let event = match &plan.source.identity {
             RowIdentity::InsertsOnly => Event::warning("table", format!("only inserts into table \"{name}\" are replicated"))
                 .detail("It has no primary key and no replica identity, so UPDATE and DELETE are not replicated.")
-                .hint("Give it a primary key or a replica identity and create the mirror anew, if its rows are updated or deleted."),
+                .hint("If its rows are updated or deleted: give it a primary key or a replica identity, then RESYNC MIRROR … TABLE."),
             RowIdentity::WholeRow => Event::warning("table", format!("table \"{name}\" has no key"))
                 .detail("For each UPDATE and DELETE the target is searched for one row that is the same, all of it without an index.")
                 .hint("Give it a primary key, or an index on the target whose first column tells most rows apart."),

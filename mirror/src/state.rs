@@ -267,7 +267,7 @@ mod tests {
         let stops = |error: &Error| MirrorState::after(error, 1);
         assert_eq!(stops(&Error::Blocked(problem())), Some((MirrorState::Blocked, None)));
         assert_eq!(stops(&Error::ResyncRequired(problem())), Some((MirrorState::ResyncRequired, None)));
-        for error in [Error::Stopped, Error::Fenced, Error::TextNeeded] {
+        for error in [Error::Stopped, Error::Fenced, Error::TextNeeded, Error::Restart] {
             assert_eq!(stops(&error), None);
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::assemble::LeftOut;
 use crate::error::Error;
+use crate::sequences::Sequences;
 use crate::session::PeerSession;
 use crate::source::publication::Expected;
 use crate::source::replication::postgres_clock;
@@ -185,7 +186,7 @@ impl Heartbeat {
 }
 
 /// Reports until an error: at a steady pace while something changes, and promptly while a statement waits for the mirror. Now and then
-/// also looks whether the source still publishes all that it should, as nothing else would tell.
+/// also looks whether the source still publishes all that it should, as nothing else would tell, and moves the target's sequences on.
 ///
 /// When a WAIT FOR MIRROR begins ([`Context::waited_for`]), the position to reach is put in `wanted`.
 ///
@@ -199,6 +200,7 @@ pub async fn report_forever(
     wanted: watch::Sender<Lsn>,
 ) -> Result<std::convert::Infallible, Error> {
     let catalog = &context.catalog;
+    let mut sequences = Sequences::default();
     let mut sampled: Option<Instant> = None;
     let mut announced = 0;
     let mut heartbeat = Heartbeat::new(context.mirror.options.heartbeat_interval);
@@ -219,6 +221,10 @@ pub async fn report_forever(
             expected.lock().await.check(&source).await?;
         }
         if asked || due {
+            if let Ok(expected) = expected.try_lock() {
+                sequences.keep(&expected.plans);
+            }
+            sequences.keep_up(context, &source).await?;
             // The clock is read before the position: whoever began to wait before it is served by the position.
             let at = catalog.now().await?;
             let position = if asked { slot::push_wal(&source).await? } else { slot::wal_end(&source).await? };

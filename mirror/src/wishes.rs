@@ -111,6 +111,7 @@ pub async fn obey(context: &Context, main: Option<&Main>) -> Result<bool, Error>
             target: t.target.clone(),
             key_columns: None,
             warning: None,
+            source_oid: None,
         };
         catalog.set_tables(mirror.id, &difference.added.iter().map(row).collect::<Vec<_>>()).await?;
         let names: Vec<TableName> = difference.added.iter().map(|t| t.source.clone()).collect();
@@ -182,6 +183,7 @@ mod tests {
             state: state.as_str().to_owned(),
             created: None,
             replaces: false,
+            source_oid: None,
         }
     }
 

@@ -14,22 +14,22 @@ use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::apply::{Apply, Limits};
-use crate::assemble::{Assembler, Tables};
+use crate::apply::{Apply, Limits, Looking};
+use crate::assemble::Assembler;
 use crate::error::{Error, Problem};
+use crate::known::Taken;
 use crate::progress::{SourceFacts, Subject, check_continuity, switch_point};
-use crate::schema::{TablePlan, all_binary};
 use crate::session::PeerSession;
 use crate::sink::postgres::PostgresSink;
 use crate::sink::progress_row::MAIN_LANE;
 use crate::sink::{marks, origin};
-use crate::source::preflight::{Findings, plan_known_tables};
+use crate::source::look::Looker;
 use crate::source::replication::ReplicationConnection;
 use crate::source::{publication, slot};
 use crate::state::{Begin, Durable, MirrorState, begin};
 use crate::status::{Tracker, report_forever};
 use crate::table_state::TableState;
-use crate::{late, prepare, standing, start, wishes};
+use crate::{hindsight, known, late, standing, start, wishes};
 
 /// Tells a worker to stop. Clones see the same wish.
 #[derive(Clone)]
@@ -71,6 +71,8 @@ pub struct Context {
     as_text: Arc<AtomicBool>,
     /// Transactions that commit up to here are written one by one, since one of them cannot be applied.
     one_by_one_until: Arc<AtomicU64>,
+    /// A value was refused, and both sides were looked at again for that.
+    looked_again: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -83,7 +85,7 @@ impl Context {
         stop: Stop,
         waited_for: Arc<Notify>,
     ) -> Context {
-        let (ran_well, as_text) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let [ran_well, as_text, looked_again] = std::array::from_fn(|_| Arc::new(AtomicBool::new(false)));
         let one_by_one_until = Arc::default();
         Context {
             catalog,
@@ -96,6 +98,7 @@ impl Context {
             ran_well,
             as_text,
             one_by_one_until,
+            looked_again,
         }
     }
 
@@ -179,6 +182,14 @@ pub async fn run(context: Context) -> Outcome {
             Err(Error::Stopped) => return Outcome::Stopped,
             Err(Error::OneByOne { until, problem }) if context.write_one_by_one(until) => {
                 tracing::info!(error = problem.message, %until, "a batch failed: its transactions are written one by one");
+                continue;
+            }
+            // A label of an enum that the source has and the target lacks is added when streaming begins.
+            Err(Error::Blocked(problem))
+                if problem.sqlstate == SqlState::INVALID_TEXT
+                    && (context.ran_well.swap(false, Ordering::Relaxed)
+                        | !context.looked_again.swap(true, Ordering::Relaxed)) =>
+            {
                 continue;
             }
             Err(Error::TextNeeded) if !context.as_text.swap(true, Ordering::Relaxed) => continue,
@@ -358,10 +369,15 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
         // The copy was complete, or as far as it got; whoever made it died before the catalog knew.
         start::record_copied(context, sink.session()).await?;
     }
+    known::follow_renames(context, sink.session()).await?;
     wishes::obey(context, None).await?;
     let sorted = standing::sort(context, &sink).await?;
-    let (plans, tables) = look_up_tables(context, &source, &sink, &sorted).await?;
+    let taken = Taken { names: sorted.names(), routes: sorted.routes().collect(), others_come: false };
+    let tables = known::look_up(context, &source, sink.session(), sink.triggers_fire(), taken).await?;
+    sink.use_operators_of(&tables.type_schemas()).await?;
+    let plans = tables.plans();
     let (object_name, made) = (mirror.object_name.clone(), mirror.publications.clone());
+    let known_now = plans.iter().map(|plan| (plan.source.oid, plan.source.clone())).collect();
     let expected = publication::Expected { object_name, made, plans };
     let publications = expected.check(&source).await?;
     fail_point!("continuity checked");
@@ -374,21 +390,27 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
     let tracker = Tracker::new(mirror.applied, applied);
     let (wanted, wanted_changes) = watch::channel(Lsn::ZERO);
     let (orders, incoming_orders) = mpsc::channel(1);
+    let (tell, events) = mpsc::unbounded_channel();
+    sink.tell(tell.clone());
     let expected = Arc::new(Mutex::new(expected));
     let left_behind = Arc::new(AtomicBool::new(false));
     let late = late::Main {
         orders,
         expected: expected.clone(),
         binary: tables.binary,
-        type_schemas: tables.targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect(),
+        type_schemas: tables.type_schemas(),
         tracker: tracker.clone(),
         left_behind: left_behind.clone(),
+        tell: tell.clone(),
     };
+    let (seen_by, seen) = mpsc::channel(1);
+    let (watch, watched) = mpsc::unbounded_channel();
+    let looking = Looking { looker: Looker::new(&mirror.source_name, &mirror.source), seen, watch };
     let (assembler, limits) = (Assembler::new(tables, applied).leaving_out(&mirror.skips), Limits::of(&mirror.options));
     let one_by_one_until = Lsn(context.one_by_one_until.load(Ordering::Relaxed));
     let limits = Limits { one_by_one_until, ..limits };
     let mut apply =
-        Apply::new(stream, assembler, sink, limits, applied, tracker.clone(), wanted_changes, incoming_orders);
+        Apply::new(stream, assembler, looking, sink, limits, applied, tracker.clone(), wanted_changes, incoming_orders);
     let names: Vec<TableName> = sorted.streams.keys().cloned().collect();
     let caught_up = async || {
         tracker.report(context).await?;
@@ -415,6 +437,8 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
     let result = tokio::select! {
         result = streaming => result,
         result = reporter => result.map(|never| match never {}),
+        result = record_events(context, events) => result,
+        result = hindsight::look_forever(context, known_now, seen_by, watched) => result.map(|never| match never {}),
         Some(result) = late_tables.join_next() => match result {
             Ok(result) => result.map(|never| match never {}),
             Err(panic) => Err(Error::Blocked(Problem::new(SqlState::INTERNAL_ERROR, format!("the copy of late tables failed: {panic}")))),
@@ -440,6 +464,16 @@ async fn tag(context: &Context, sink: &mut PostgresSink) -> Result<(), Error> {
     let Some(problem) = sink.tag(&origin::name(&mirror.source_name, &mirror.name)).await? else { return Ok(()) };
     let event = Event::warning("state", "transactions on the target are not marked with a replication origin");
     context.event(&event.detail(format!("{}.", problem.message)).hint(origin::HINT)).await
+}
+
+/// Records what the sinks tell, for as long as one of them lives.
+async fn record_events(context: &Context, mut events: mpsc::UnboundedReceiver<Event>) -> Result<(), Error> {
+    while let Some(event) = events.recv().await {
+        tracing::info!(lsn = ?event.lsn, "{}", event.message);
+        context.event(&event).await?;
+    }
+    // What ended them is told by whoever runs them.
+    std::future::pending().await
 }
 
 /// Checks that everything the target lacks will come, and returns where the target is.
@@ -473,36 +507,4 @@ async fn check_start(
         context.catalog.set_mirror_timeline(mirror.id, identity.timeline).await?;
     }
     Ok(applied)
-}
-
-/// Looks at the mirror's tables on both sides, as the stream's rows will need to know them.
-async fn look_up_tables(
-    context: &Context,
-    source: &PeerSession,
-    sink: &PostgresSink,
-    sorted: &standing::Tables,
-) -> Result<(Vec<TablePlan>, Tables), Error> {
-    let mut findings = Findings::default();
-    let plans = plan_known_tables(&context.mirror, source, &sorted.names(), &mut findings).await?;
-    let targets = prepare::describe_targets(sink.session(), &plans).await?;
-    for plan in &plans {
-        match targets.get(&plan.target_name) {
-            Some(target) => findings.check(plan.check_target(target)),
-            None => findings.add(Problem::new(
-                SqlState::UNDEFINED_TABLE,
-                format!("target table \"{}\" does not exist", plan.target_name),
-            )),
-        }
-    }
-    findings.into_result()?;
-    sink.use_operators_of(&targets.values().flat_map(|t| t.type_schemas.iter().cloned()).collect()).await?;
-    let types = prepare::column_types(source, &plans).await?;
-    let known = prepare::builtin_types(sink.session()).await?;
-    let binary = source.version >= 140_000
-        && !context.values_come_as_text()
-        && all_binary(&plans, &types, &targets, |oid| known.contains(&oid));
-    let by_name = plans.iter().map(|plan| (plan.source.name.clone(), plan.clone())).collect();
-    let routes = sorted.routes().collect();
-    let in_order = sink.triggers_fire();
-    Ok((plans, Tables { plans: by_name, targets, types, binary, known, in_order, routes, others_come: false }))
 }

@@ -21,6 +21,7 @@ mod preflight;
 mod protection;
 mod proxies;
 mod proxy;
+mod schema_changes;
 mod shapes;
 mod streaming;
 mod support;

@@ -31,6 +31,8 @@ codes! {
     INVALID_PARAMETER_VALUE = b"22023";
     /// character_not_in_repertoire.
     CHARACTER_NOT_IN_REPERTOIRE = b"22021";
+    /// invalid_text_representation: a value that its type does not have.
+    INVALID_TEXT = b"22P02";
     /// unique_violation.
     UNIQUE_VIOLATION = b"23505";
     /// exclusion_violation.

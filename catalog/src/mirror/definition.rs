@@ -30,6 +30,17 @@ pub enum OnError {
     QuarantineTable,
 }
 
+/// What a mirror does about changes of its tables' schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ddl {
+    /// The target is changed alike.
+    Apply,
+    /// The mirror stops there until the target has been changed.
+    Block,
+    /// The target is left alone; columns that it lacks are left out.
+    Ignore,
+}
+
 /// A mirror's options, with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct MirrorOptions {
@@ -39,6 +50,12 @@ pub struct MirrorOptions {
     pub create_tables: bool,
     /// Create secondary indexes on tables that the mirror created.
     pub copy_indexes: bool,
+    /// What is done about changes of schema.
+    pub ddl: Ddl,
+    /// Create CHECK and foreign key constraints on tables that the mirror created.
+    pub copy_constraints: bool,
+    /// Keep the target's sequences at or ahead of the source's.
+    pub copy_sequences: bool,
     /// Empty target tables that hold rows before they are copied.
     pub truncate_target: bool,
     /// Sessions that copy at the same time; at least 1.
@@ -93,6 +110,14 @@ impl MirrorOptions {
             },
             create_tables: text("create_tables")? == "true",
             copy_indexes: text("copy_indexes")? == "true",
+            ddl: match text("ddl")? {
+                "apply" => Ddl::Apply,
+                "block" => Ddl::Block,
+                "ignore" => Ddl::Ignore,
+                other => return Err(Error::Unexpected(format!("ddl {other}"))),
+            },
+            copy_constraints: text("copy_constraints")? == "true",
+            copy_sequences: text("copy_sequences")? == "true",
             truncate_target: text("truncate_target")? == "true",
             copy_parallel_workers: number("copy_parallel_workers")?.max(1),
             batch_rows_max: number("batch_rows_max")?.max(1),

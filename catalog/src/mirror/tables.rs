@@ -22,6 +22,19 @@ pub struct TableStatus {
     pub changes: [i64; 4],
 }
 
+/// A table that was renamed.
+#[derive(Clone, Debug)]
+pub struct RenamedTable {
+    /// Its oid on the source.
+    pub source_oid: u32,
+    /// By which name it was known here.
+    pub listed: TableName,
+    /// Its name on the source now.
+    pub source: TableName,
+    /// Its name on the target now.
+    pub target: TableName,
+}
+
 /// What is known of a table before it is copied.
 #[derive(Clone, Debug)]
 pub struct TableRow {
@@ -33,6 +46,8 @@ pub struct TableRow {
     pub key_columns: Option<Vec<String>>,
     /// What a person should know.
     pub warning: Option<String>,
+    /// Its oid on the source, if it was looked at.
+    pub source_oid: Option<u32>,
 }
 
 /// A table of a mirror, as the catalog knows it.
@@ -48,16 +63,25 @@ pub struct MirrorTable {
     pub created: Option<u32>,
     /// The target table holds rows of an earlier, complete copy, which a new copy replaces.
     pub replaces: bool,
+    /// Its oid on the source, if it was looked at.
+    pub source_oid: Option<u32>,
 }
 
 /// Reads tables of the mirror `$1`.
 const TABLES: &str = "
-    select source_schema, source_name, target_schema, target_name, state, created_oid, replaces
+    select source_schema, source_name, target_schema, target_name, state, created_oid, replaces, source_oid
     from peergate.mirror_table_runtime where mirror_id = $1";
 
 fn mirror_table(row: &Row) -> MirrorTable {
     let name = |schema: usize| TableName { schema: row.get(schema), name: row.get(schema + 1) };
-    MirrorTable { source: name(0), target: name(2), state: row.get(4), created: row.get(5), replaces: row.get(6) }
+    MirrorTable {
+        source: name(0),
+        target: name(2),
+        state: row.get(4),
+        created: row.get(5),
+        replaces: row.get(6),
+        source_oid: row.get(7),
+    }
 }
 
 impl Catalog {
@@ -99,17 +123,17 @@ impl Catalog {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let add = "
-            insert into peergate.mirror_table_runtime as t (mirror_id, source_schema, source_name, target_schema, target_name, key_columns, warning)
-            values ($1, $2, $3, $4, $5, $6, $7)
+            insert into peergate.mirror_table_runtime as t (mirror_id, source_schema, source_name, target_schema, target_name, key_columns, warning, source_oid)
+            values ($1, $2, $3, $4, $5, $6, $7, $8)
             on conflict (mirror_id, source_schema, source_name) do update
             set created_oid = case when (t.target_schema, t.target_name) = (excluded.target_schema, excluded.target_name) then t.created_oid end,
                 replaces = t.replaces and (t.target_schema, t.target_name) = (excluded.target_schema, excluded.target_name),
                 target_schema = excluded.target_schema, target_name = excluded.target_name, key_columns = excluded.key_columns,
-                warning = excluded.warning, updated_at = clock_timestamp()";
+                warning = excluded.warning, source_oid = coalesce(excluded.source_oid, t.source_oid), updated_at = clock_timestamp()";
         let add = transaction.prepare(add).await?;
         for table in tables {
             let (source, target) = (&table.source, &table.target);
-            let parameters: [&(dyn ToSql + Sync); 7] = [
+            let parameters: [&(dyn ToSql + Sync); 8] = [
                 &mirror_id,
                 &source.schema,
                 &source.name,
@@ -117,9 +141,57 @@ impl Catalog {
                 &target.name,
                 &table.key_columns,
                 &table.warning,
+                &table.source_oid,
             ];
             transaction.execute(&add, &parameters).await?;
         }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Tables of the mirror have other names now, which may pass from table to table. What the mirror was asked to take names them by
+    /// those too. Can be repeated.
+    ///
+    /// # Errors
+    /// [`Error`] if the catalog cannot be reached.
+    pub async fn rename_tables(&self, mirror_id: i64, tables: &[RenamedTable]) -> Result<(), Error> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        let find = "update peergate.mirror_table_runtime set source_oid = $4
+                    where mirror_id = $1 and source_schema = $2 and source_name = $3 and source_oid is null";
+        // A name may be that of the next: out of the way first, but what has its name already.
+        let aside = "update peergate.mirror_table_runtime
+                     set source_schema = '', source_name = 'renamed ' || source_oid, target_schema = '', target_name = 'renamed ' || source_oid
+                     where mirror_id = $1 and source_schema = $2 and source_name = $3 and source_oid = $4";
+        let rename = "update peergate.mirror_table_runtime
+                      set source_schema = $3, source_name = $4, target_schema = $5, target_name = $6, updated_at = clock_timestamp()
+                      where mirror_id = $1 and source_oid = $2";
+        let mut renamed = Vec::new();
+        for table in tables {
+            let listed: [&(dyn ToSql + Sync); 4] =
+                [&mirror_id, &table.listed.schema, &table.listed.name, &table.source_oid];
+            transaction.execute(find, &listed).await?;
+            if transaction.execute(aside, &listed).await? > 0 {
+                renamed.push(table);
+            }
+        }
+        for RenamedTable { source_oid, source, target, .. } in &renamed {
+            let names: [&(dyn ToSql + Sync); 6] =
+                [&mirror_id, source_oid, &source.schema, &source.name, &target.schema, &target.name];
+            transaction.execute(rename, &names).await?;
+        }
+        let object = |name: &TableName| serde_json::json!({"schema": name.schema, "name": name.name});
+        let renamed = renamed.iter().map(
+            |t| serde_json::json!({"listed": object(&t.listed), "from": object(&t.source), "to": object(&t.target)}),
+        );
+        let selection = "
+            update peergate.mirror_definitions d
+            set selection = jsonb_set(d.selection, '{tables}', (
+                select jsonb_agg(t || coalesce((select jsonb_build_object('from', r -> 'from', 'to', r -> 'to')
+                                                from jsonb_array_elements($2::jsonb) r where r -> 'listed' = t -> 'from'), '{}') order by n)
+                from jsonb_array_elements(d.selection -> 'tables') with ordinality u (t, n)))
+            where d.id = $1 and d.selection ? 'tables'";
+        transaction.execute(selection, &[&mirror_id, &serde_json::Value::from_iter(renamed)]).await?;
         transaction.commit().await?;
         Ok(())
     }

@@ -72,6 +72,7 @@ type Model = BTreeMap<u8, [u8; 2]>;
 fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
     for step in &batch.steps {
         match step {
+            Step::Alter(_) => {}
             Step::Changes(tables) => {
                 for changes in tables {
                     let sorted = changes.sorted();

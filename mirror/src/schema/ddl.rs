@@ -6,7 +6,7 @@ use pg::TableName;
 use pg::name::{quote_ident, quote_literal};
 use tokio_postgres::Client;
 
-use super::{SourceIndex, SourceTable, TablePlan};
+use super::{SourceConstraint, SourceIndex, SourceTable, TablePlan};
 
 type SqlResult<T> = Result<T, tokio_postgres::Error>;
 
@@ -63,9 +63,9 @@ pub fn set_defaults(plan: &TablePlan) -> Vec<String> {
         .collect()
 }
 
-/// Works out the statement that makes an index or key of the source on the target table.
-pub fn create_index(plan: &TablePlan, index: &SourceIndex) -> String {
-    let table = plan.target_name.quoted();
+/// Works out the statement that makes an index or key of the source on a target table.
+pub fn create_index(target: &TableName, index: &SourceIndex) -> String {
+    let table = target.quoted();
     let name = quote_ident(&index.name);
     match &index.constraint {
         Some(definition) => format!("alter table {table} add constraint {name} {definition}"),
@@ -74,6 +74,28 @@ pub fn create_index(plan: &TablePlan, index: &SourceIndex) -> String {
             format!("create {unique}index {name} on {table} {}", index.definition)
         }
     }
+}
+
+/// Works out the statement that makes a CHECK or foreign key constraint of the source on a target table. The rows that are there were
+/// checked by the source, those of another table that a foreign key references may still be on their way: they are not checked again.
+///
+/// `None` if the mirror does not take the table that a foreign key references.
+pub fn add_constraint(
+    target: &TableName,
+    constraint: &SourceConstraint,
+    target_of: impl Fn(u32) -> Option<TableName>,
+) -> Option<String> {
+    let mut definition = constraint.definition.clone();
+    if let Some((oid, name)) = &constraint.references {
+        let referenced = format!("REFERENCES {}(", target_of(*oid)?.quoted());
+        definition = definition.replacen(&format!("REFERENCES {name}("), &referenced, 1);
+    }
+    let unchecked = if definition.ends_with(" NOT VALID") { "" } else { " not valid" };
+    Some(format!(
+        "alter table {} add constraint {} {definition}{unchecked}",
+        target.quoted(),
+        quote_ident(&constraint.name)
+    ))
 }
 
 /// Finds what the tables' columns need on the target: user-defined types with what they are made of, extensions, and the sequences of

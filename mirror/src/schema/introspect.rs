@@ -8,10 +8,7 @@ use std::collections::HashMap;
 use pg::TableName;
 use tokio_postgres::{Client, Row};
 
-use super::{
-    FIRST_USER_OID, Leaf, RowIdentity, SourceColumn, SourceIndex, SourceTable, TargetColumn, TargetTable, TypeInfo,
-    Types,
-};
+use super::{FIRST_USER_OID, Leaf, SourceTable, TargetColumn, TargetTable, TypeInfo, Types};
 use crate::schema::wire::{TypeNode, wire_form};
 
 type SqlResult<T> = Result<T, tokio_postgres::Error>;
@@ -35,98 +32,119 @@ pub async fn list_tables(client: &Client) -> SqlResult<Vec<TableName>> {
         .collect())
 }
 
-/// Describes a source table; `None` if there is none of that name, or it is no table.
-pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option<SourceTable>> {
-    let query = "
-        select c.oid, c.relreplident::text, c.relkind = 'p',
-               (select r.relid::oid from pg_catalog.pg_partition_ancestors(c.oid) r where c.relispartition and r.relid <> c.oid
-                order by (select count(*) from pg_catalog.pg_partition_ancestors(r.relid)) limit 1)
-        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
-    let Some(row) = client.query_opt(query, &[&name.schema, &name.name]).await? else { return Ok(None) };
-    let (oid, replica_identity): (u32, String) = (row.get(0), row.get(1));
-    let columns = source_columns(client, oid).await?;
-    let indexes = source_indexes(client, oid, &replica_identity).await?;
-    let identity = match indexes.iter().find(|(_, i)| i.identity).map(|(columns, _)| columns.clone()) {
-        Some(columns) => RowIdentity::Key(columns),
-        None if replica_identity == "f" => RowIdentity::WholeRow,
-        None => RowIdentity::InsertsOnly,
-    };
-    let indexes = indexes.into_iter().map(|(_, index)| index).collect();
-    let (partitioned, root) = (row.get(2), row.get(3));
-    Ok(Some(SourceTable { oid, name: name.clone(), columns, identity, indexes, partitioned, root }))
-}
+/// The text of an expression that describes the source table with the oid `{oid}` as JSON, in the form of [`SourceTable`]; NULL if there
+/// is none, or it is no table.
+///
+/// One statement, so that all of it is of one moment. Marked as identity is the index that the rows' identity depends on: the replica
+/// identity's, and with FULL the primary key, by which whole old rows can be found just as well. A value that rows older than a column
+/// have is kept with the rows: a partitioned table has it in its partitions.
+pub const DESCRIBE: &str = "
+    (select pg_catalog.jsonb_build_object(
+        'oid', c.oid::int8, 'name', pg_catalog.jsonb_build_array(n.nspname, c.relname), 'partitioned', c.relkind = 'p',
+        'last_number', c.relnatts,
+        'root', (select r.relid::oid::int8 from pg_catalog.pg_partition_ancestors(c.oid) r where c.relispartition and r.relid <> c.oid
+                 order by (select count(*) from pg_catalog.pg_partition_ancestors(r.relid)) limit 1),
+        'files', (select coalesce(pg_catalog.jsonb_object_agg(l.oid::text, l.relfilenode::int8), '{}')
+                  from pg_catalog.pg_class l
+                  where l.oid = c.oid and c.relkind = 'r'
+                     or l.oid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf and c.relkind = 'p')),
+        'identity', coalesce(
+            (select pg_catalog.jsonb_build_object('Key', i.columns) from indexes i where i.identity order by i.indisprimary desc, i.relname limit 1),
+            case when c.relreplident = 'f' then '\"WholeRow\"' else '\"InsertsOnly\"' end::jsonb),
+        'columns', (
+            select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                'number', a.attnum, 'name', a.attname, 'type_oid', a.atttypid::int8, 'type_modifier', a.atttypmod,
+                'type_sql', pg_catalog.format_type(a.atttypid, a.atttypmod),
+                'collation', case when a.attcollation <> y.typcollation
+                    then (select pg_catalog.quote_ident(m.nspname) || '.' || pg_catalog.quote_ident(o.collname)
+                          from pg_catalog.pg_collation o join pg_catalog.pg_namespace m on m.oid = o.collnamespace
+                          where o.oid = a.attcollation) end,
+                'not_null', a.attnotnull,
+                'default', case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end,
+                'generated', case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end,
+                'identity', nullif(a.attidentity, ''),
+                'missing', case when c.relkind = 'p'
+                    then (select (p.attmissingval::text::text[])[1] from pg_catalog.pg_partition_tree(c.oid) t
+                          join pg_catalog.pg_attribute p on p.attrelid = t.relid and p.attname = a.attname and p.atthasmissing
+                          where t.isleaf limit 1)
+                    when a.atthasmissing then (a.attmissingval::text::text[])[1] end
+                ) order by a.attnum), '[]')
+            from pg_catalog.pg_attribute a
+            join pg_catalog.pg_type y on y.oid = a.atttypid
+            left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+        'indexes', (
+            select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                'name', i.relname, 'primary', i.indisprimary, 'unique', i.indisunique, 'constraint', i.constraint_definition,
+                -- The statement that the server prints names the table; what follows is the same for every table.
+                'definition', pg_catalog.substr(i.definition, pg_catalog.strpos(i.definition, i.using_method) + 1),
+                'identity', i.identity) order by i.indisprimary desc, i.relname), '[]')
+            from indexes i),
+        'constraints', (
+            select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                'name', k.conname, 'definition', pg_catalog.pg_get_constraintdef(k.oid),
+                'references', (select pg_catalog.jsonb_build_array(f.oid::int8, pg_catalog.quote_ident(m.nspname) || '.' || pg_catalog.quote_ident(f.relname))
+                               from pg_catalog.pg_class f join pg_catalog.pg_namespace m on m.oid = f.relnamespace where f.oid = k.confrelid)
+                ) order by k.conname), '[]')
+            from pg_catalog.pg_constraint k where k.conrelid = c.oid and k.contype in ('c', 'f') and k.conparentid = 0))
+     from pg_catalog.pg_class c
+     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.oid = {oid} and c.relkind in ('r', 'p'))";
 
-async fn source_columns(client: &Client, oid: u32) -> SqlResult<Vec<SourceColumn>> {
-    let query = "
-        select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-               pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text, a.attidentity::text,
-               case when a.attcollation <> t.typcollation
-                    then (select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname)
-                          from pg_catalog.pg_collation c join pg_catalog.pg_namespace n on n.oid = c.collnamespace
-                          where c.oid = a.attcollation) end
-        from pg_catalog.pg_attribute a
-        join pg_catalog.pg_type t on t.oid = a.atttypid
-        left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-        where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
-        order by a.attnum";
-    let column = |row: &Row| {
-        let generated = !row.get::<_, &str>(5).is_empty();
-        let expression: Option<String> = row.get(4);
-        SourceColumn {
-            name: row.get(0),
-            type_oid: row.get(1),
-            type_sql: row.get(2),
-            not_null: row.get(3),
-            default: expression.clone().filter(|_| !generated),
-            generated: expression.filter(|_| generated),
-            identity: row.get::<_, &str>(6).chars().next(),
-            collation: row.get(7),
-        }
-    };
-    Ok(client.query(query, &[&oid]).await?.iter().map(column).collect())
-}
-
-/// Indexes with their key columns. Marked as identity is the one that the rows' identity depends on: the replica identity's, and with
-/// FULL the primary key, by which whole old rows can be found just as well.
-async fn source_indexes(
-    client: &Client,
-    oid: u32,
-    replica_identity: &str,
-) -> SqlResult<Vec<(Vec<String>, SourceIndex)>> {
-    let query = "
-        select ic.relname::text, i.indisprimary, i.indisunique,
-               case when k.oid is not null then pg_catalog.pg_get_constraintdef(k.oid) end,
-               pg_catalog.pg_get_indexdef(i.indexrelid), am.amname::text,
+/// What [`DESCRIBE`] reads the indexes from; to be put before it, as `WITH` list.
+pub const DESCRIBE_INDEXES: &str = "
+    indexes as (
+        select ic.relname, i.indisprimary, i.indisunique, ' USING ' || am.amname || ' (' as using_method,
+               pg_catalog.pg_get_indexdef(i.indexrelid) as definition,
+               case when k.oid is not null then pg_catalog.pg_get_constraintdef(k.oid) end as constraint_definition,
                i.indimmediate and i.indisunique and i.indpred is null and i.indexprs is null
-                   and case $2 when 'd' then i.indisprimary when 'f' then i.indisprimary when 'i' then i.indisreplident else false end,
+                   and case c.relreplident when 'd' then i.indisprimary when 'f' then i.indisprimary when 'i' then i.indisreplident else false end
+                   as identity,
                array(select a.attname::text from pg_catalog.unnest(i.indkey[0:i.indnkeyatts - 1]) with ordinality u (attnum, n)
-                     join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum order by u.n)
-
+                     join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum order by u.n) as columns
         from pg_catalog.pg_index i
         join pg_catalog.pg_class c on c.oid = i.indrelid
         join pg_catalog.pg_class ic on ic.oid = i.indexrelid
         join pg_catalog.pg_am am on am.oid = ic.relam
         left join pg_catalog.pg_constraint k on k.conindid = i.indexrelid and k.conrelid = i.indrelid and k.contype in ('p', 'u', 'x')
-        where i.indrelid = $1 and i.indisvalid
-        order by i.indisprimary desc, ic.relname";
-    let index = |row: &Row| {
-        let (whole, method): (&str, &str) = (row.get(4), row.get(5));
-        // The statement that the server prints names the table; what follows is the same for every table.
-        let using = format!(" USING {method} (");
-        let definition = whole.find(&using).map_or("", |at| &whole[at + 1..]).to_owned();
-        let columns: Vec<String> = row.get(7);
-        let index = SourceIndex {
-            name: row.get(0),
-            primary: row.get(1),
-            unique: row.get(2),
-            constraint: row.get(3),
-            definition,
-            identity: row.get(6),
-        };
-        (columns, index)
-    };
-    Ok(client.query(query, &[&oid, &replica_identity]).await?.iter().map(index).collect())
+        where i.indrelid = {oid} and i.indisvalid)";
+
+/// Returns a query that describes the source table whose oid the SQL expression `oid` gives, see [`DESCRIBE`].
+pub fn describe_query(oid: &str) -> String {
+    format!("with {} select {}", DESCRIBE_INDEXES.replace("{oid}", oid), DESCRIBE.replace("{oid}", oid))
+}
+
+/// Describes the source table of this name; `None` if there is none, or it is no table.
+pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option<SourceTable>> {
+    let find = "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
+    match client.query_opt(find, &[&name.schema, &name.name]).await? {
+        Some(row) => source_table_by_oid(client, row.get(0)).await,
+        None => Ok(None),
+    }
+}
+
+/// Describes the source table of this oid; `None` if there is none.
+pub async fn source_table_by_oid(client: &Client, oid: u32) -> SqlResult<Option<SourceTable>> {
+    let row = client.query_one(&describe_query("$1::oid"), &[&oid]).await?;
+    let described: Option<tokio_postgres::types::Json<SourceTable>> = row.try_get(0)?;
+    Ok(described.map(|json| json.0))
+}
+
+/// Returns, for each of these tables that is there, a text that is another one when its columns, defaults, indexes, constraints or
+/// partitions have changed.
+pub async fn fingerprints(client: &Client, oids: &[u32]) -> SqlResult<HashMap<u32, String>> {
+    let query = "
+        select f.relation, pg_catalog.concat_ws(' ', count(*), sum(pg_catalog.hashtext(f.version)::int8))
+        from (
+            select oid as relation, ctid::text || ' ' || xmin::text as version from pg_catalog.pg_class where oid = any ($1)
+            union all select attrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_attribute where attrelid = any ($1)
+            union all select adrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_attrdef where adrelid = any ($1)
+            union all select indrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_index where indrelid = any ($1)
+            union all select conrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_constraint where conrelid = any ($1)
+            union all select inhparent, ctid::text || ' ' || xmin::text from pg_catalog.pg_inherits where inhparent = any ($1)
+        ) f group by f.relation";
+    Ok(client.query(query, &[&oids]).await?.iter().map(|r| (r.get(0), r.get(1))).collect())
 }
 
 /// Returns the relations that hold a table's rows, with their sizes now: itself, or its partitions at every level.

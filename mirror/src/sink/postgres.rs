@@ -12,13 +12,15 @@ mod sets;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use catalog::event::Event;
 use catalog::peer::PeerOptions;
 use pg::name::quote_ident;
 use pg::pgoutput::Tuple;
 use pg::{Lsn, SqlState};
+use tokio::sync::mpsc;
 use tokio_postgres::Statement;
 
-use super::{Sink, origin, progress_row, stage};
+use super::{Sink, alter, origin, progress_row, stage};
 use crate::batch::{Batch, Step};
 use crate::error::{Error, Problem};
 use crate::progress::DurableLsn;
@@ -53,6 +55,9 @@ pub struct PostgresSink {
     tagged: bool,
     /// The row that a statement for one row could not write.
     suspect: Option<(Arc<TableMap>, Tuple)>,
+    /// What happened in the open transaction, told when it is committed.
+    events: Vec<Event>,
+    tell: Option<mpsc::UnboundedSender<Event>>,
 }
 
 /// What the session keeps for a relation: its staging table, once it was needed, and the statements that were prepared.
@@ -143,6 +148,8 @@ impl PostgresSink {
             triggers_fire,
             tagged: false,
             suspect: None,
+            events: Vec::new(),
+            tell: None,
         })
     }
 
@@ -157,6 +164,11 @@ impl PostgresSink {
             Err(problem) => return Ok(Some(problem)),
         }
         Ok(None)
+    }
+
+    /// Has what happens on the target told to `listener`, once it is committed.
+    pub fn tell(&mut self, listener: mpsc::UnboundedSender<Event>) {
+        self.tell = Some(listener);
     }
 
     /// Returns the position up to which the target has everything; zero: the copy is not complete.
@@ -220,6 +232,12 @@ impl PostgresSink {
                 self.target.run(&format!("truncate table {}{restart}", names.join(", "))).await
             }
             Step::InOrder(changes) => self.write_in_order(changes).await,
+            Step::Alter(alter) => {
+                // What was prepared for the table is of its old shape.
+                self.forget(alter.plan.source.oid).await?;
+                self.events.extend(alter::run(&self.target, &self.mirror, alter).await?);
+                Ok(())
+            }
         }
     }
 
@@ -262,6 +280,12 @@ impl PostgresSink {
         self.in_transaction = false;
         self.relations.values_mut().for_each(|r| r.staged = false);
         self.applied = end.end_lsn;
+        for event in self.events.drain(..) {
+            if let Some(listener) = &self.tell {
+                // Nobody listens when the mirror stops.
+                let _ = listener.send(event);
+            }
+        }
         Ok(Some(DurableLsn::recorded(end.end_lsn)))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pg::name::quote_literal;
 use pg::{Lsn, SqlState};
 
-use super::marks;
+use super::{marks, shapes};
 use crate::error::Error;
 use crate::session::PeerSession;
 
@@ -20,7 +20,7 @@ pub const MAIN_LANE: i32 = 0;
 /// The lane of tables that come later.
 pub const LATE_LANE: i32 = 1;
 
-/// What is made on the target, with [`marks::SCHEMA`].
+/// What is made on the target, with [`marks::SCHEMA`] and [`shapes::SCHEMA`].
 const SCHEMA: &str = "
     create schema if not exists peergate;
     create table if not exists peergate.progress (
@@ -97,6 +97,7 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
     if !exists(target).await? {
         target.run(SCHEMA).await?;
         target.run(marks::SCHEMA).await?;
+        target.run(shapes::SCHEMA).await?;
     }
     // A lane of an older owner is at its end: what it has under way finds no row and is undone.
     let other_lanes = format!("delete from peergate.progress where mirror = {} and lane <> 0", quote_literal(mirror));
@@ -114,7 +115,8 @@ pub async fn claim(target: &PeerSession, mirror: &str, epoch: i64) -> Result<Lsn
 }
 
 async fn exists(target: &PeerSession) -> Result<bool, Error> {
-    let query = "select pg_catalog.to_regclass('peergate.progress') is not null and pg_catalog.to_regclass('peergate.progress_tables') is not null";
+    let query = "select bool_and(pg_catalog.to_regclass(n) is not null)
+                 from unnest(array['peergate.progress', 'peergate.progress_tables', 'peergate.relations']) n";
     Ok(target.client.query_one(query, &[]).await.map_err(|e| target.error(&e))?.get(0))
 }
 
@@ -220,6 +222,7 @@ pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
         "begin; {LOCK};
         delete from peergate.progress where mirror = {name};
         delete from peergate.progress_tables where mirror = {name};
+        delete from peergate.relations where mirror = {name};
         do $$
         declare
             stage text;
@@ -229,7 +232,7 @@ pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
                 execute pg_catalog.format('drop table peergate.%I', stage);
             end loop;
             if not exists (select from peergate.progress) then
-                drop table peergate.progress, peergate.progress_tables;
+                drop table peergate.progress, peergate.progress_tables, peergate.relations;
                 if not exists (select from pg_catalog.pg_class where relnamespace = 'peergate'::regnamespace)
                    and not exists (select from pg_catalog.pg_proc where pronamespace = 'peergate'::regnamespace) then
                     drop schema peergate;
