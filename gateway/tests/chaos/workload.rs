@@ -17,6 +17,9 @@ use crate::servers::connect;
 /// Sessions that write at the same time.
 const WRITERS: u64 = 2;
 
+/// How many of the changes are of a table's shape.
+const ALTERATIONS: f64 = 0.03;
+
 /// Running writers.
 pub(crate) struct Workload {
     stop: Arc<AtomicBool>,
@@ -97,7 +100,9 @@ impl Writer {
         for _ in 0..self.random.random_range(0..5) {
             let index = self.random.random_range(0..self.schema.tables.len());
             let schema = self.schema.clone();
-            let statement = change(&schema.tables[index], &mut self.random);
+            let table = &schema.tables[index];
+            let alters = self.random.random_bool(ALTERATIONS);
+            let statement = if alters { alteration(table, &mut self.random) } else { change(table, &mut self.random) };
             client.batch_execute("savepoint a").await?;
             // What the constraints forbid is undone by itself.
             let undo = match client.batch_execute(&statement).await {
@@ -169,5 +174,32 @@ fn change(table: &Table, random: &mut StdRng) -> String {
         19 => format!("update {name} set v = v || 'x'"),
         20 => format!("update {name} set arr = arr || {salt}, js = js || '{{\"s\": {salt}}}' where k1 = {key}"),
         _ => format!("update {name} set v = 'y{salt}' where k1 = {key}"),
+    }
+}
+
+/// A random change of one table's shape: columns come, go and change that its rows are not made of.
+fn alteration(table: &Table, random: &mut StdRng) -> String {
+    let (name, n) = (&table.name, random.random_range(0..1_000_000_000));
+    // Which of these columns there are is the server's to say.
+    let of_one = |statement: String| {
+        format!(
+            "do $do$ declare x name;
+             begin
+                 select attname into x from pg_attribute where attrelid = $name${name}$name$::regclass and attname like 'x\\_%' and not attisdropped
+                 order by random() limit 1;
+                 if x is not null then execute format($sql${statement}$sql$, x); end if;
+             end $do$"
+        )
+    };
+    match random.random_range(0..12) {
+        0..3 => format!("alter table {name} add column x_{n} int default {n}"),
+        3 => format!("alter table {name} add column x_{n} text"),
+        4..6 => of_one(format!("alter table {name} rename column %I to x_{n}")),
+        6..8 => of_one(format!("alter table {name} drop column %I")),
+        // What it computes is not sent, so that the table is copied anew.
+        8 => of_one(format!("alter table {name} alter column %I type text")),
+        9 => format!("alter table {name} add column x_{n} uuid default gen_random_uuid()"),
+        _ if table.key == Key::None => format!("alter table {name} add column x_{n} bigint default -1"),
+        _ => of_one(format!("update {name} set %I = null where k2 %% 3 = {}", n % 3)),
     }
 }
