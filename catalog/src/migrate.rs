@@ -27,6 +27,8 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0014_validate_and_roles", include_str!("../../migrations/0014_validate_and_roles.sql")),
     ("0015_memory", include_str!("../../migrations/0015_memory.sql")),
     ("0016_schema_changes", include_str!("../../migrations/0016_schema_changes.sql")),
+    ("0017_refresh_schema", include_str!("../../migrations/0017_refresh_schema.sql")),
+    ("0018_tasks", include_str!("../../migrations/0018_tasks.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -13,6 +13,7 @@ mod options;
 mod peer;
 mod privileges;
 mod tables;
+mod task;
 
 use pg::SqlState;
 
@@ -74,7 +75,7 @@ impl Refusal {
 }
 
 /// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
-/// `target`, `new_name`, `state`, `role`, `role.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
+/// `target`, `new_name`, `state`, `task`, `role`, `role.1`, `schema.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Vec<(String, usize)>);
 
@@ -156,6 +157,10 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             mirror::show
         } else if begins(&["SHOW", "PEER"]) && !ends_with_word(1) && !is_setting(slice, query) {
             peer::show
+        } else if begins(&["SHOW", "TASK"]) && !ends_with_word(1) && !is_setting(slice, query) {
+            task::show
+        } else if begins(&["CANCEL", "TASK"]) {
+            task::cancel
         } else if begins(&["COMMENT", "ON", "PEER"]) || begins(&["COMMENT", "ON", "MIRROR"]) {
             comment::comment
         } else if is_on_peer(slice, query, "GRANT", "TO") {

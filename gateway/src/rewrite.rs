@@ -601,6 +601,16 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
         Statement::ShowPeers => sql.push("SELECT * FROM peergate.show_peers"),
         Statement::ShowMirrors => sql.push("SELECT * FROM peergate.show_mirrors"),
         Statement::ShowTasks => sql.push("SELECT * FROM peergate.show_tasks"),
+        Statement::ShowTask { id } => {
+            sql.push("SELECT * FROM peergate.show_task(");
+            task_id(sql, id);
+            sql.push(")");
+        }
+        Statement::CancelTask { id } => {
+            sql.push("CALL peergate.cancel_task(");
+            task_id(sql, id);
+            sql.finish(nonce);
+        }
         Statement::Help { words } => {
             // That there is something was found when it was parsed.
             if let Ok(found) = help(words, 0) {
@@ -613,6 +623,12 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
             sql.push(")");
         }
     }
+}
+
+fn task_id(sql: &mut Sql, id: &Value) {
+    sql.anchor("task");
+    sql.value(id);
+    sql.push("::pg_catalog.int8");
 }
 
 /// Writes a query that gives these rows, all of type text.
@@ -663,14 +679,24 @@ fn alter_peer(sql: &mut Sql, name: &str, if_exists: bool, change: &PeerChange, n
     sql.push(match change {
         PeerChange::Rename(_) => "CALL peergate.rename_peer(",
         PeerChange::Owner(_) => "CALL peergate.change_peer_owner(",
+        PeerChange::Refresh(_) => "CALL peergate.refresh_peer(",
         PeerChange::Set(_) | PeerChange::Reset(_) => unreachable!("something is found out for it"),
     });
     sql.name(name);
-    sql.push(", ");
     match change {
-        PeerChange::Rename(name) => sql.name(name),
-        PeerChange::Owner(owner) => role(sql, owner),
-        PeerChange::Set(_) | PeerChange::Reset(_) => {}
+        PeerChange::Rename(name) => {
+            sql.push(", ");
+            sql.name(name);
+        }
+        PeerChange::Owner(owner) => {
+            sql.push(", ");
+            role(sql, owner);
+        }
+        PeerChange::Refresh(schemas) if !schemas.is_empty() => {
+            sql.push(", ");
+            array(sql, schemas);
+        }
+        PeerChange::Refresh(_) | PeerChange::Set(_) | PeerChange::Reset(_) => {}
     }
     sql.flag("if_exists", if_exists);
     sql.finish(nonce);

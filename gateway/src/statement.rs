@@ -119,6 +119,16 @@ pub enum Statement {
     },
     /// `SHOW TASKS`.
     ShowTasks,
+    /// `SHOW TASK`.
+    ShowTask {
+        /// The task's number.
+        id: Value,
+    },
+    /// `CANCEL TASK`.
+    CancelTask {
+        /// The task's number.
+        id: Value,
+    },
     /// `HELP`.
     Help {
         /// On what, word by word; empty: on everything.
@@ -177,6 +187,8 @@ pub enum PeerChange {
     Rename(String),
     /// `OWNER TO`.
     Owner(Role),
+    /// `REFRESH SCHEMA`: these schemas' foreign tables; empty: all.
+    Refresh(Vec<String>),
 }
 
 /// What can have a comment.
@@ -410,6 +422,8 @@ impl fmt::Display for Statement {
                     PeerChange::Reset(names) => write!(f, "RESET ({})", idents(names)),
                     PeerChange::Rename(name) => write!(f, "RENAME TO {}", Ident(name)),
                     PeerChange::Owner(role) => write!(f, "OWNER TO {role}"),
+                    PeerChange::Refresh(schemas) if schemas.is_empty() => f.write_str("REFRESH SCHEMA"),
+                    PeerChange::Refresh(schemas) => write!(f, "REFRESH SCHEMA {}", idents(schemas)),
                 }
             }
             Statement::ValidatePeer { name, verbose } => {
@@ -468,6 +482,8 @@ impl fmt::Display for Statement {
             Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
             Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),
             Statement::ShowTasks => f.write_str("SHOW TASKS"),
+            Statement::ShowTask { id } => write!(f, "SHOW TASK {id}"),
+            Statement::CancelTask { id } => write!(f, "CANCEL TASK {id}"),
             Statement::Help { words } => {
                 f.write_str("HELP")?;
                 words.iter().try_for_each(|word| write!(f, " {}", Ident(word)))

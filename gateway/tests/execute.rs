@@ -62,20 +62,32 @@ impl Shop {
         answer(&mut socket).await;
         socket
     }
+
+    /// A plain socket to the gateway, connected to a peer by its name.
+    async fn raw_as(&self, peer: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(self.gateway.address).await.unwrap();
+        socket.write_all(&startup(peer)).await.unwrap();
+        answer(&mut socket).await;
+        socket
+    }
+}
+
+/// Reads up to ReadyForQuery.
+async fn whole_answer(socket: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
+    let mut frames = Vec::new();
+    loop {
+        frames.push(read_frame(socket).await.unwrap());
+        if frames.last().is_some_and(|(tag, _)| *tag == b'Z') {
+            return frames;
+        }
+    }
 }
 
 /// Reads up to ReadyForQuery. Settings that changed are left out: they are the sessions' own.
 async fn answer(socket: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
-    let mut frames = Vec::new();
-    loop {
-        let (tag, body) = read_frame(socket).await.unwrap();
-        if tag != b'S' {
-            frames.push((tag, body));
-        }
-        if tag == b'Z' {
-            return frames;
-        }
-    }
+    let mut frames = whole_answer(socket).await;
+    frames.retain(|(tag, _)| *tag != b'S');
+    frames
 }
 
 async fn ask(socket: &mut TcpStream, message: &[u8]) -> Vec<(u8, Vec<u8>)> {
@@ -237,6 +249,37 @@ async fn a_peer_s_answer_is_that_of_a_direct_connection() {
                 expected.retain(|(tag, ..)| matches!(tag, b'E' | b'N'));
                 got.retain(|(tag, ..)| matches!(tag, b'E' | b'N'));
             }
+            if expected != got {
+                differences.push(format!("{form:?} {text}\n  direct:  {expected:?}\n  through: {got:?}"));
+            }
+        }
+    }
+    println!("{compared} statements compared, {} differences", differences.len());
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[tokio::test]
+async fn a_session_by_the_peer_s_name_is_a_direct_connection() {
+    let shop = shop().await;
+    let statements = statements(&shop).await;
+    let (mut compared, mut differences) = (0, Vec::new());
+    for form in [None, Some(0), Some(1)] {
+        // Each side has a copy of its own, with the same numbers of types and tables.
+        let name = |side: &str| format!("{side}_{:016x}", rand::random::<u64>());
+        let (twin, peer) = (name("twin"), name("peer"));
+        for copy in [&twin, &peer] {
+            let create = format!("create database {copy} template {}", shop.database);
+            shop.gateway.connect_directly().await.batch_execute(&create).await.unwrap();
+        }
+        let create = shop.create_peer(&peer).replace(&shop.database, &peer);
+        shop.gateway.connect().await.batch_execute(&create).await.unwrap();
+        let (mut direct, mut through) = (shop.raw_on(&twin).await, shop.raw_as(&peer).await);
+        for text in &statements {
+            let message = form.map_or_else(|| query(text), |format| pipeline(text, format));
+            direct.write_all(&message).await.unwrap();
+            through.write_all(&message).await.unwrap();
+            let (expected, got) = (whole_answer(&mut direct).await, whole_answer(&mut through).await);
+            compared += 1;
             if expected != got {
                 differences.push(format!("{form:?} {text}\n  direct:  {expected:?}\n  through: {got:?}"));
             }

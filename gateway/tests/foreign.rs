@@ -46,7 +46,7 @@ async fn federation() -> Federation {
 
 impl Federation {
     async fn refresh(&self, client: &Client) {
-        client.batch_execute("call peergate.refresh_peer('shop')").await.unwrap();
+        client.batch_execute("alter peer shop refresh schema").await.unwrap();
         client.batch_execute("call peergate.wait_for_import('shop')").await.unwrap();
     }
 

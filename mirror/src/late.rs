@@ -315,7 +315,12 @@ impl Group<'_> {
         fail_point!("late target tables emptied");
         let snapshot = Snapshot { name: snapshot, source_version: source.version, mark_at: None };
         let jobs = start::make_jobs(context, source, target, plans.clone(), fills).await?;
-        for (table, error) in copy::run(context, jobs, snapshot, TASKS, false).await? {
+        let copied = tokio::select! {
+            copied = copy::run(context, jobs, snapshot, TASKS, false) => copied?,
+            // The others are copied again, without it.
+            () = wishes::are_unwanted(context, &names) => return Ok((at, Vec::new())),
+        };
+        for (table, error) in copied {
             plans.retain(|p| p.source.name != table);
             match error {
                 Error::CopyAgain(problem) => {

@@ -3,6 +3,7 @@
 use catalog::mirror::{MirrorTable, SelectedTable, Selection, TableRow, Wishes};
 use catalog::task::TaskKind;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use pg::TableName;
 
@@ -14,6 +15,9 @@ use crate::source::preflight::list_selected;
 use crate::source::publication;
 use crate::table_state::TableState;
 use crate::worker::Context;
+
+/// How often it is asked whether tables that are being copied are still wanted.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What has to change so that the mirror's tables are those that are wanted. Pure.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -68,6 +72,19 @@ pub async fn are_new(context: &Context, seen: &mut BTreeSet<i64>) -> bool {
         new |= seen.insert(task.id);
     }
     new
+}
+
+/// Returns when one of these tables is no longer to be part of the mirror.
+pub async fn are_unwanted(context: &Context, tables: &[TableName]) {
+    loop {
+        // What the catalog does not say now it says the next time.
+        if let Ok(Some(wishes)) = context.catalog.wishes(context.mirror.id).await
+            && tables.iter().any(|table| !wishes.selection.takes(table))
+        {
+            return;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 /// Makes the mirror's tables those that are wanted, and takes up what is wanted of them. Those that need a copy are late from then on.

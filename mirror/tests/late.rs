@@ -308,3 +308,58 @@ async fn a_row_that_cannot_be_written_stops_its_table_alone_or_is_skipped() {
     );
     fixture.wait_until(told, &expected).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_is_canceled_leaves_the_mirror_whole() {
+    let fixture = start().await;
+    let schema = "create table a (id int primary key, n int); insert into a values (1, 1);
+                  create table held (id int primary key, n int); insert into held select i, 0 from generate_series(1, 30000) i";
+    fixture.source.batch_execute(schema).await.unwrap();
+    fixture.target.batch_execute("create table held (id int primary key, n int)").await.unwrap();
+    fixture.create_mirror(&format!(r#"{{"tables": [{}]}}"#, item("a")), "{}").await;
+    fixture.wait_for_state("running").await;
+    // The copy of a table that is being added is given up, and the others stream on.
+    let holder = hold_target(&fixture, "held").await;
+    call(&fixture, &format!("add_mirror_tables('m', '[{}]')", item("held"))).await;
+    table_is(&fixture, "held", "copying").await;
+    let adding = fixture.ask("select max(id) from peergate.tasks where kind = 'alter_mirror'").await;
+    call(&fixture, &format!("cancel_task({adding})")).await;
+    fixture.wait_until("select count(*) from peergate.tasks where state in ('pending', 'running')", "0").await;
+    let states = "select string_agg(state, ',' order by id) from peergate.tasks where kind = 'alter_mirror'";
+    assert_eq!(fixture.ask(states).await, "canceled,completed");
+    fixture.source.batch_execute("insert into a values (2, 2); insert into held values (-1, 0)").await.unwrap();
+    fixture.caught_up().await;
+    assert_eq!(ask(&fixture.target, "select count(*) from a").await, "2");
+    holder.batch_execute("commit").await.unwrap();
+    let left = "select count(*) from pg_replication_slots where slot_name like '%late'";
+    assert!(eventually(async || ask(&fixture.source, left).await == "0").await);
+    let live =
+        "select string_agg(source_name || ' ' || state, ',' order by source_name) from peergate.mirror_table_runtime";
+    assert_eq!(fixture.ask(live).await, "a live,held removed");
+    assert_eq!(ask(&fixture.target, "select count(*) from held where id < 0").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_whose_creation_is_canceled_rests_and_can_go_on() {
+    let fixture = start().await;
+    let schema =
+        "create table held (id int primary key, n int); insert into held select i, 0 from generate_series(1, 30000) i";
+    fixture.source.batch_execute(schema).await.unwrap();
+    fixture.target.batch_execute("create table held (id int primary key, n int)").await.unwrap();
+    let holder = hold_target(&fixture, "held").await;
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    table_is(&fixture, "held", "copying").await;
+    let creating = fixture.ask("select max(id) from peergate.tasks where kind = 'create_mirror'").await;
+    call(&fixture, &format!("cancel_task({creating})")).await;
+    fixture.wait_for_state("paused").await;
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like 'copy%'";
+    assert!(eventually(async || ask(&fixture.target, waiting).await == "0").await, "its copy has ended");
+    holder.batch_execute("commit").await.unwrap();
+    let create = "select state from peergate.tasks where kind = 'create_mirror'";
+    assert_eq!(fixture.ask(create).await, "canceled");
+    call(&fixture, "resume_mirror('m')").await;
+    fixture.wait_for_state("running").await;
+    fixture.caught_up().await;
+    fixture.assert_equal().await;
+    assert_eq!(fixture.ask(create).await, "canceled");
+}

@@ -181,6 +181,15 @@ pub enum Selection {
 }
 
 impl Selection {
+    /// Returns whether the mirror takes a table of that name on the source, if there is one.
+    pub fn takes(&self, table: &TableName) -> bool {
+        match self {
+            Selection::All { except } => !except.contains(table),
+            Selection::Schemas { schemas, except } => schemas.contains_key(&table.schema) && !except.contains(table),
+            Selection::Tables(tables) => tables.iter().any(|t| t.source == *table),
+        }
+    }
+
     /// Reads the selection as `mirror_definitions.selection` holds it.
     ///
     /// # Errors
@@ -321,6 +330,8 @@ mod tests {
         );
         let tables = json!({"tables": [{"from": {"schema": "a", "name": "t"}, "to": {"schema": "b", "name": "u"}, "columns": null, "exclude": ["x"]}]});
         let Selection::Tables(tables) = Selection::from_value(&tables).unwrap() else { panic!("not tables") };
+        let named = Selection::Tables(tables.clone());
+        assert!(named.takes(&table("a", "t")) && !named.takes(&table("b", "u")));
         assert_eq!((&tables[0].source, &tables[0].target), (&table("a", "t"), &table("b", "u")));
         assert!(tables[0].columns.takes("y") && !tables[0].columns.takes("x"));
     }

@@ -24,7 +24,8 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     Ok(Ours { statement, spans })
 }
 
-/// `ALTER PEER [IF EXISTS] name { SET ( option, … ) | RESET ( name, … ) | RENAME TO name | OWNER TO role }`
+/// `ALTER PEER [IF EXISTS] name { SET ( option, … ) | RESET ( name, … ) | RENAME TO name | OWNER TO role |
+/// REFRESH SCHEMA [schema, …] }`
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let mut spans = Spans::default();
     cursor.expect_words(&["ALTER", "PEER"])?;
@@ -49,6 +50,10 @@ pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
         cursor.expect_words(&["TO"])?;
         spans.add("role", cursor.position());
         PeerChange::Owner(role(cursor)?)
+    } else if cursor.eat_word("REFRESH") {
+        cursor.expect_words(&["SCHEMA"])?;
+        let schemas = if cursor.at_end() { Vec::new() } else { listed(cursor, &mut spans, "schema")? };
+        PeerChange::Refresh(schemas)
     } else {
         return Err(cursor.unexpected());
     };
@@ -88,10 +93,15 @@ pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
 
 /// Reads `name, …` and notes where each is.
 pub(super) fn names(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Vec<String>, Refusal> {
+    listed(cursor, spans, "name")
+}
+
+/// Reads names and notes where each is, as `key.1` and so on.
+fn listed(cursor: &mut Cursor<'_>, spans: &mut Spans, key: &str) -> Result<Vec<String>, Refusal> {
     let mut count = 0;
     cursor.list(|cursor| {
         count += 1;
-        spans.add(format!("name.{count}"), cursor.position());
+        spans.add(format!("{key}.{count}"), cursor.position());
         cursor.long_ident()
     })
 }

@@ -53,6 +53,8 @@ fn what_is_printed_parses_to_the_same() {
         ("alter peer a reset (host, \"Odd\")", "ALTER PEER a RESET (host, \"Odd\")"),
         ("alter peer \"reset\" rename to \"Set\"", "ALTER PEER \"reset\" RENAME TO \"Set\""),
         ("alter peer a owner to current_role", "ALTER PEER a OWNER TO CURRENT_USER"),
+        ("alter peer if exists \"refresh\" refresh schema", "ALTER PEER IF EXISTS refresh REFRESH SCHEMA"),
+        ("alter peer a refresh schema s, \"Odd, one\"", "ALTER PEER a REFRESH SCHEMA s, \"Odd, one\""),
         ("comment on peer a is $$it's$$", "COMMENT ON PEER a IS 'it''s'"),
         ("comment on mirror \"is\" is null", "COMMENT ON MIRROR \"is\" IS NULL"),
         ("comment on mirror m is $1", "COMMENT ON MIRROR m IS $1"),
@@ -130,6 +132,8 @@ fn what_is_printed_parses_to_the_same() {
         ("show mirrors", "SHOW MIRRORS"),
         ("show mirror M", "SHOW MIRROR m"),
         ("show tasks", "SHOW TASKS"),
+        ("show task 7", "SHOW TASK '7'"),
+        ("cancel task $1", "CANCEL TASK $1"),
     ] {
         if canonical == "error" {
             assert_eq!(refusal(text).0, "42601");
@@ -163,6 +167,9 @@ fn what_is_not_ours_is_theirs() {
         "show mirror",
         "show peers x",
         "show tasks.x",
+        "show task",
+        "show task.x",
+        "cancel tasks",
         "show mirror .x",
         "execute shop ($$ select 1 $$)",
         "create alert a on mirror m",
@@ -203,6 +210,10 @@ fn syntax_errors_are_postgres_own_words_at_the_token() {
         ("alter peer a set (password = 'geheim' host)", "syntax error at or near \"host\"", 38),
         ("alter peer a set (x = 1, x = 2)", "option \"x\" provided more than once", 25),
         ("alter peer a reset (x = 1)", "syntax error at or near \"=\"", 22),
+        ("cancel task", "syntax error at end of input", 11),
+        ("show task seven, 8", "syntax error at or near \",\"", 15),
+        ("alter peer a refresh", "syntax error at end of input", 20),
+        ("alter peer a refresh schema b,", "syntax error at end of input", 30),
         ("alter peer a rename b", "syntax error at or near \"b\"", 20),
         ("alter peer a options (password 'geheim')", "syntax error at or near \"options\"", 13),
         ("comment on peer a", "syntax error at end of input", 17),

@@ -71,11 +71,18 @@ fn each_statement_becomes_its_call() {
             "alter peer a owner to current_user",
             "CALL peergate.change_peer_owner('a', CURRENT_USER::pg_catalog.text, nonce => 'n0')",
         ),
+        ("alter peer a refresh schema", "CALL peergate.refresh_peer('a', nonce => 'n0')"),
+        (
+            "alter peer if exists a refresh schema s, \"T\"",
+            "CALL peergate.refresh_peer('a', ARRAY['s', 'T']::pg_catalog.text[], if_exists => true, nonce => 'n0')",
+        ),
         ("validate peer a", "SELECT * FROM peergate.validate_peer('a', validation => '{}'::pg_catalog.jsonb)"),
         ("comment on peer a is 'x'", "CALL peergate.comment_on_peer('a', 'x', nonce => 'n0')"),
         ("comment on mirror m is null", "CALL peergate.comment_on_mirror('m', NULL, nonce => 'n0')"),
         ("show peers", "SELECT * FROM peergate.show_peers"),
         ("show peer a", "SELECT * FROM peergate.show_peer('a')"),
+        ("show task 7", "SELECT * FROM peergate.show_task('7'::pg_catalog.int8)"),
+        ("cancel task 7", "CALL peergate.cancel_task('7'::pg_catalog.int8, nonce => 'n0')"),
         ("show mirror \"M\"", "SELECT * FROM peergate.show_mirror('M')"),
     ] {
         assert_eq!(text(statement), expected, "{statement}");

@@ -1,0 +1,37 @@
+-- EXECUTE runs a text on a peer as if one were connected to it, in the middle of the catalog's own statements.
+create peer shop from postgres with (host = :'peer_host', port = :peer_port, user = 'postgres', database = 'shop');
+execute shop ($$create table t (id int, name text); insert into t values (1, 'é'), (2, null); table t$$);
+begin;
+execute shop ($$insert into t values (3, 'kept') returning *$$);
+rollback;
+execute shop ('select count(*) from t');
+select 1 as before \; execute shop ($$select 2 as there$$) \; select 3 as after;
+execute shop ($$select 'é',
+    nonsense from t$$);
+execute shop (E'select \'a\'\nfrom nowhere');
+begin;
+execute shop ($$select 1/0$$);
+select 1;
+rollback;
+begin read only;
+execute shop ($$select 1$$);
+rollback;
+execute shop ($q$do $x$ begin raise notice 'from the peer'; end $x$$q$);
+execute shop ($$copy t to stdout$$);
+execute shop ($$copy t from stdin$$);
+execute nobody ($$select 1$$);
+execute shop (1);
+prepare shop(text) as select $1 as mine;
+execute shop ('x');
+execute shop ('x'::text);
+deallocate shop;
+create role reader;
+set role reader;
+execute shop ($$select 1$$);
+reset role;
+grant usage on peer shop to reader;
+set role reader;
+execute shop ($$select 'may' as reader$$);
+reset role;
+drop peer shop;
+drop role reader;
