@@ -23,6 +23,9 @@ pub(crate) struct Server {
     pub(crate) proxy: Proxy,
 }
 
+/// How long a server may take to start again.
+const RESTART_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How a server goes down.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Down {
@@ -67,7 +70,12 @@ impl Server {
                 Down::Immediate => cluster.cluster().stop(StopMode::Immediate),
                 Down::Fast => cluster.cluster().stop(StopMode::Fast),
             }
-            cluster.cluster().restart().unwrap();
+            // Processes of a server that was killed may go on for a moment, and it does not start before they are gone.
+            let begun = Instant::now();
+            while let Err(error) = cluster.cluster().restart() {
+                assert!(begun.elapsed() < RESTART_PATIENCE, "not started again: {error:?}");
+                std::thread::sleep(Duration::from_millis(200));
+            }
         };
         tokio::task::spawn_blocking(bounce).await.unwrap();
     }
