@@ -326,9 +326,13 @@ async fn copy_range(
         return Err(again(&what, &["42P01"], error));
     }
     check_not_rewritten(source, leaf).await?;
+    check_columns(source, &job.plan).await?;
     target.run("begin").await?;
     progress_row::hold(target, &shared.context.mirror.object_name, shared.context.lane, shared.context.epoch).await?;
-    let rows = source.client.copy_out(&job.select(range)).await.map_err(|e| source.error(&e))?;
+    // What was altered after the snapshot is not there any more to read.
+    let altered =
+        |e| again(&format!("table \"{}\" was altered during the copy", leaf.name), &["42703"], source.error(&e));
+    let rows = source.client.copy_out(&job.select(range)).await.map_err(altered)?;
     let sink: CopyInSink<Bytes> =
         target.client.copy_in(&job.insert).await.map_err(|e| in_table(&job.plan.target_name, target.error(&e)))?;
     let mut rows = std::pin::pin!(rows);
@@ -370,6 +374,21 @@ async fn check_not_rewritten(source: &PeerSession, leaf: &Leaf) -> Result<(), Er
             .detail("The copy's snapshot no longer shows its rows."),
         )),
     }
+}
+
+/// Locks keep a table as it was looked at until the snapshot is taken, but they are given up when that takes long: a column that came in
+/// between would be neither in the copy nor in the stream.
+async fn check_columns(source: &PeerSession, plan: &TablePlan) -> Result<(), Error> {
+    let query = "
+        select a.attnum, a.attname::text from pg_catalog.pg_attribute a
+        where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum";
+    let rows = source.client.query(query, &[&plan.source.oid]).await.map_err(|e| source.error(&e))?;
+    let there = rows.iter().map(|row| (row.get::<_, i16>(0), row.get::<_, &str>(1)));
+    if there.eq(plan.source.columns.iter().map(|c| (c.number, c.name.as_str()))) {
+        return Ok(());
+    }
+    let message = format!("table \"{}\" was altered before the copy began", plan.source.name);
+    Err(Error::CopyAgain(Problem::new(SqlState::WRONG_STATE, message)))
 }
 
 /// What only a new copy can pass.

@@ -54,6 +54,7 @@ struct Worker {
     local: Local,
     stop: watch::Sender<bool>,
     waited_for: Arc<Notify>,
+    has_task: Arc<Notify>,
 }
 
 /// The engine's state.
@@ -175,6 +176,9 @@ impl Engine {
         let assignments = self.catalog.assignments(&self.node_id).await?;
         let known: HashSet<i64> = assignments.iter().map(|a| a.mirror_id).collect();
         for assignment in &assignments {
+            if let Some(worker) = self.workers.get(&assignment.mirror_id).filter(|_| assignment.has_task) {
+                worker.has_task.notify_one();
+            }
             let local = self.workers.get(&assignment.mirror_id).map_or(Local::None, |w| w.local.clone());
             match reconcile(assignment, &local) {
                 Action::Nothing => {}
@@ -205,9 +209,10 @@ impl Engine {
         let id = assignment.mirror_id;
         let Some(epoch) = self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await? else { return Ok(()) };
         let (stop, wish) = Stop::new();
-        let waited_for = Arc::new(Notify::new());
+        let [waited_for, has_task] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
         let local = Local::Running(assignment.generation.clone());
-        let worker = Worker { mirror: assignment.name.clone(), epoch, local, stop, waited_for: waited_for.clone() };
+        let notified = [waited_for.clone(), has_task.clone()];
+        let worker = Worker { mirror: assignment.name.clone(), epoch, local, stop, waited_for, has_task };
         self.workers.insert(id, worker);
         let mirror = match self.catalog.mirror(id).await {
             Ok(Some(mirror)) => mirror,
@@ -227,7 +232,7 @@ impl Engine {
             target = mirror.target_name,
             slot = mirror.object_name
         );
-        let context = Context::new(self.catalog.clone(), self.node_id.clone(), mirror, epoch, wish, waited_for);
+        let context = Context::new(self.catalog.clone(), self.node_id.clone(), mirror, epoch, wish, notified);
         let handle = self.running.spawn(worker::run(context).instrument(span));
         self.tasks.insert(handle.id(), id);
         Ok(())

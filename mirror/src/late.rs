@@ -26,6 +26,7 @@ use crate::apply::Order;
 use crate::copy::{self, Snapshot};
 use crate::error::{Error, Problem, retry_delay};
 use crate::known;
+use crate::newcomers::Newcomers;
 use crate::prepare::{self, Before, Fills};
 use crate::schema::TablePlan;
 use crate::session::PeerSession;
@@ -41,8 +42,11 @@ use crate::table_state::TableState;
 use crate::wishes;
 use crate::worker::Context;
 
-/// How often it is looked for tables that wait.
+/// How often it is looked for tables that wait while there is something to do.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked for tables that are new on the source.
+const NEWCOMERS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the main stream stands still at most; then it goes on without the tables, and they try again.
 const HOLD_MAX: Duration = Duration::from_secs(10);
@@ -98,9 +102,17 @@ pub async fn run(context: Context, main: Main) -> Result<Infallible, Error> {
     // An earlier process may have left its slot behind.
     clean(&context).await;
     let (mut attempt, mut told) = (0, false);
+    let mut newcomers = Newcomers::default();
     loop {
         match look(&context, &main, &mut told).await {
-            Ok(()) => attempt = 0,
+            Ok(busy) => {
+                attempt = 0;
+                if busy {
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                } else {
+                    until_wanted(&context, &mut newcomers).await;
+                }
+            }
             Err(error @ (Error::Fenced | Error::Restart | Error::Stopped | Error::TextNeeded)) => return Err(error),
             Err(error) => {
                 attempt += 1;
@@ -112,10 +124,22 @@ pub async fn run(context: Context, main: Main) -> Result<Infallible, Error> {
                 // Until the next attempt its slot would hold the source's WAL for nothing.
                 clean(&context).await;
                 tokio::time::sleep(delay).await;
-                continue;
             }
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Waits until a statement wants something of the mirror's tables, or there are new ones.
+async fn until_wanted(context: &Context, newcomers: &mut Newcomers) {
+    loop {
+        tokio::select! {
+            () = context.has_task.notified() => return,
+            () = tokio::time::sleep(NEWCOMERS_INTERVAL) => {
+                if newcomers.take_in(context).await {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -150,9 +174,11 @@ pub async fn clean(context: &Context) {
     }
 }
 
-/// Looks for tables that wait, and copies them. When there are none, `told` says whether the tasks know.
-async fn look(context: &Context, main: &Main, told: &mut bool) -> Result<(), Error> {
-    *told &= !wishes::obey(context, Some(main)).await?;
+/// Looks for tables that wait, and copies them. When there are none, `told` says whether the tasks know. Returns whether there may be more
+/// to do.
+async fn look(context: &Context, main: &Main, told: &mut bool) -> Result<bool, Error> {
+    let has_task = wishes::obey(context, Some(main)).await?;
+    *told &= !has_task;
     let waiting = context.catalog.late_tables(context.mirror.id).await?;
     if waiting.is_empty() {
         if !*told {
@@ -161,13 +187,14 @@ async fn look(context: &Context, main: &Main, told: &mut bool) -> Result<(), Err
             }
             *told = true;
         }
-        return Ok(());
+        return Ok(has_task);
     }
     *told = false;
     // The definition may have changed since the attempt began.
     let fresh = context.catalog.mirror(context.mirror.id).await?.ok_or(Error::Stopped)?;
     let context = &context.clone().with_mirror(fresh);
-    Group { context, main, name: object_name(&context.mirror.object_name) }.copy(&waiting).await
+    Group { context, main, name: object_name(&context.mirror.object_name) }.copy(&waiting).await?;
+    Ok(true)
 }
 
 /// Tables that are copied together.

@@ -23,6 +23,7 @@ mod guard;
 pub mod hindsight;
 pub mod known;
 pub mod late;
+pub mod newcomers;
 pub mod prepare;
 pub mod progress;
 pub mod relation;

@@ -109,7 +109,7 @@ pub async fn obey(context: &Context, main: Option<&Main>) -> Result<bool, Error>
         _ if !refresh => Difference::default(),
         _ => {
             let (source, _) = open_once(context, &mut sessions).await?;
-            difference(&list_selected(source, &selection).await?, &known)
+            listed_difference(source, &selection, &known).await?
         }
     };
     if !difference.removed.is_empty() {
@@ -122,19 +122,7 @@ pub async fn obey(context: &Context, main: Option<&Main>) -> Result<bool, Error>
         catalog.set_table_states(mirror.id, &difference.removed, TableState::Removed.as_str()).await?;
         fail_point!("tables removed");
     }
-    if !difference.added.is_empty() {
-        let row = |t: &SelectedTable| TableRow {
-            source: t.source.clone(),
-            target: t.target.clone(),
-            key_columns: None,
-            warning: None,
-            source_oid: None,
-        };
-        catalog.set_tables(mirror.id, &difference.added.iter().map(row).collect::<Vec<_>>()).await?;
-        let names: Vec<TableName> = difference.added.iter().map(|t| t.source.clone()).collect();
-        catalog.set_table_states(mirror.id, &names, TableState::Pending.as_str()).await?;
-        fail_point!("tables added");
-    }
+    add(context, &difference.added).await?;
     let ids = |kind: TaskKind| open.iter().filter(|t| t.kind == kind).map(|t| t.id).collect::<Vec<i64>>();
     catalog.take_tasks(&ids(TaskKind::AlterMirror)).await?;
     let anew: Vec<TableName> = open
@@ -150,6 +138,59 @@ pub async fn obey(context: &Context, main: Option<&Main>) -> Result<bool, Error>
         fail_point!("resync of tables taken up");
     }
     Ok(!tasks.is_empty())
+}
+
+/// Compares what a selection that lists no tables takes on the source now with the tables that the mirror has. Those that were renamed are
+/// neither new nor gone: the stream will tell.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn listed_difference(
+    source: &PeerSession,
+    selection: &Selection,
+    known: &[MirrorTable],
+) -> Result<Difference, Error> {
+    let mut difference = difference(&list_selected(source, selection).await?, known);
+    let query = "
+        select c.oid, n.nspname::text, c.relname::text
+        from unnest($1::text[], $2::text[]) t (schema_name, table_name)
+        join pg_catalog.pg_namespace n on n.nspname = t.schema_name
+        join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.table_name";
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        difference.added.iter().map(|t| (t.source.schema.as_str(), t.source.name.as_str())).unzip();
+    let rows = source.client.query(query, &[&schemas, &names]).await.map_err(|e| source.error(&e))?;
+    for row in &rows {
+        let (oid, name): (u32, TableName) = (row.get(0), TableName { schema: row.get(1), name: row.get(2) });
+        let is_ours = |t: &&MirrorTable| t.source_oid == Some(oid) && t.state != TableState::Removed.as_str();
+        if let Some(ours) = known.iter().find(is_ours).filter(|ours| ours.source != name) {
+            difference.added.retain(|t| t.source != name);
+            difference.removed.retain(|t| *t != ours.source);
+        }
+    }
+    Ok(difference)
+}
+
+/// Adds tables to the mirror, which are late then.
+///
+/// # Errors
+/// [`Error::Transient`] if the catalog cannot be reached.
+pub async fn add(context: &Context, tables: &[SelectedTable]) -> Result<(), Error> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let row = |t: &SelectedTable| TableRow {
+        source: t.source.clone(),
+        target: t.target.clone(),
+        key_columns: None,
+        warning: None,
+        source_oid: None,
+    };
+    let (catalog, id) = (&context.catalog, context.mirror.id);
+    catalog.set_tables(id, &tables.iter().map(row).collect::<Vec<_>>()).await?;
+    let names: Vec<TableName> = tables.iter().map(|t| t.source.clone()).collect();
+    catalog.set_table_states(id, &names, TableState::Pending.as_str()).await?;
+    fail_point!("tables added");
+    Ok(())
 }
 
 /// Takes the tables out of the main stream: first on the target, so that no later attempt takes them for complete.

@@ -65,6 +65,8 @@ pub struct Context {
     pub stop: Stop,
     /// Woken when a statement begins to wait for the mirror.
     pub waited_for: Arc<Notify>,
+    /// Woken now and then while a statement's task is open.
+    pub has_task: Arc<Notify>,
     /// The target has caught up since the last failure.
     ran_well: Arc<AtomicBool>,
     /// Values are asked for as text, since a column's type has changed.
@@ -83,7 +85,7 @@ impl Context {
         mirror: Mirror,
         epoch: i64,
         stop: Stop,
-        waited_for: Arc<Notify>,
+        [waited_for, has_task]: [Arc<Notify>; 2],
     ) -> Context {
         let [ran_well, as_text, looked_again] = std::array::from_fn(|_| Arc::new(AtomicBool::new(false)));
         let one_by_one_until = Arc::default();
@@ -95,6 +97,7 @@ impl Context {
             lane: MAIN_LANE,
             stop,
             waited_for,
+            has_task,
             ran_well,
             as_text,
             one_by_one_until,

@@ -8,9 +8,21 @@ async fn large_rows_and_transactions_of_every_shape() {
     let mut fixture = start_servers(&[("wal_sender_timeout", "2s")]).await;
     let tables: String = (0..100).map(|n| format!("create table t{n} (id int primary key, v text unique);")).collect();
     fixture.source.batch_execute(&format!("begin; {tables} commit; create table big (id int primary key, a text, b bytea, c text); alter table big alter a set storage external, alter b set storage external; create table log (id bigint, n int)")).await.unwrap();
+    // Large values are there before the copy too: some as they are, some that the source has to unpack.
+    let large = "create table heavy (id int primary key, a text, j jsonb, e text); alter table heavy alter e set storage external;
+                 insert into heavy select i, repeat(md5(i::text), 400000), jsonb_build_object('k', repeat('y', 3000000)), repeat(i::text, 5000000) from generate_series(1, 3) i;
+                 insert into heavy select i, null, '{}', '' from generate_series(4, 2000) i";
+    fixture.source.batch_execute(large).await.unwrap();
     fixture.start_engine("node-1");
     fixture.create_mirror(r#"{"all": true}"#, r#"{"memory_max": "4MB"}"#).await;
     fixture.caught_up().await;
+    let sizes = "select sum(length(a)) || ' ' || sum(length(j::text)) || ' ' || sum(length(e)) || ' ' || md5(string_agg(md5(concat(a, j, e)), '' order by id)) from heavy";
+    assert_eq!(ask(&fixture.target, sizes).await, ask(&fixture.source, sizes).await);
+    fixture
+        .source
+        .batch_execute("update heavy set id = id + 10000 where id < 3; delete from heavy where id = 3")
+        .await
+        .unwrap();
     let many_tables: String = (0..100)
         .map(|n| format!("insert into t{n} values (1, 'a'), (2, 'b'), (3, 'c'); update t{n} set v = 'd' where id = 1; update t{n} set v = 'a' where id = 2; delete from t{n} where id = 3;"))
         .collect();

@@ -14,6 +14,7 @@ mod huge;
 mod keyless;
 mod late;
 mod lifecycle;
+mod newcomers;
 mod ownership;
 mod peers;
 mod poison;
