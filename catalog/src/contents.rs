@@ -1,4 +1,4 @@
-//! What the catalog was told: its peers and mirrors, for `peergate dump`. Never a secret.
+//! What the catalog was told: its peers, mirrors and alerts, for `peergate dump`. Never a secret.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,8 @@ pub struct Contents {
     pub peers: Vec<Peer>,
     /// The mirrors, in the order of their creation.
     pub mirrors: Vec<Mirror>,
+    /// The alerts, by name.
+    pub alerts: Vec<Alert>,
 }
 
 /// A peer.
@@ -53,8 +55,31 @@ pub struct Mirror {
     pub comment: Option<String>,
 }
 
+/// An alert.
+#[derive(Clone, Debug)]
+pub struct Alert {
+    /// Its name.
+    pub name: String,
+    /// It watches peers, not mirrors.
+    pub on_peers: bool,
+    /// The one that it watches; `None`: all.
+    pub on: Option<String>,
+    /// When it fires, as `alert_definitions.conditions` has it.
+    pub conditions: Value,
+    /// Who is told, as `alert_definitions.channels` has it.
+    pub channels: Value,
+    /// Names of the channels' options that are sealed, with the channels' numbers, from 1.
+    pub secrets: Vec<(usize, String)>,
+    /// Its options.
+    pub options: BTreeMap<String, String>,
+    /// It rests.
+    pub disabled: bool,
+    /// Its comment.
+    pub comment: Option<String>,
+}
+
 impl Catalog {
-    /// Returns all peers and mirrors, as one transaction sees them.
+    /// Returns all peers, mirrors and alerts, as one transaction sees them.
     ///
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
@@ -91,8 +116,29 @@ impl Catalog {
             comment: row.get(6),
         });
         let mirrors = mirrors.collect();
+        let query = "
+            select a.name, a.on_kind = 'peer', a.on_name, a.conditions, a.channels, a.options, not a.enabled, a.comment,
+                   array(select s.channel from peergate.alert_secrets s where s.alert_id = a.id order by s.channel, s.option),
+                   array(select s.option from peergate.alert_secrets s where s.alert_id = a.id order by s.channel, s.option)
+            from peergate.alerts a order by a.name collate \"C\"";
+        let alerts = transaction.query(query, &[]).await?.into_iter().map(|row| {
+            let (channels, options): (Vec<i32>, Vec<String>) = (row.get(8), row.get(9));
+            let channels = channels.into_iter().map(|n| usize::try_from(n).unwrap_or_default());
+            Alert {
+                name: row.get(0),
+                on_peers: row.get(1),
+                on: row.get(2),
+                conditions: row.get(3),
+                channels: row.get(4),
+                options: strings(&row.get(5)),
+                disabled: row.get(6),
+                comment: row.get(7),
+                secrets: channels.zip(options).collect(),
+            }
+        });
+        let alerts = alerts.collect();
         transaction.commit().await?;
-        Ok(Contents { peers, mirrors })
+        Ok(Contents { peers, mirrors, alerts })
     }
 }
 

@@ -6,6 +6,9 @@ use tokio_postgres::Client;
 
 /// Relations that are not part of the contract: the engine's own, and what lies under the public views.
 const INTERNAL: &[&str] = &[
+    "alert_definitions",
+    "alert_runtime",
+    "alert_secrets",
     "mirror_definitions",
     "mirror_runtime",
     "mirror_table_runtime",
@@ -59,7 +62,16 @@ pub async fn catalog_markdown(client: &Client) -> Result<String, tokio_postgres:
         }
     }
     page.push_str("\n## Settings\n");
-    for (scope, title) in [("peer", "Options of a peer"), ("mirror", "Options of a mirror")] {
+    let scopes = [
+        ("peer", "Options of a peer"),
+        ("mirror", "Options of a mirror"),
+        ("alert", "Options of an alert"),
+        ("webhook", "Options of an alert's channel webhook"),
+        ("slack", "Options of an alert's channel slack"),
+        ("email", "Options of an alert's channel email"),
+        ("notify", "Options of an alert's channel notify"),
+    ];
+    for (scope, title) in scopes {
         let _ = write!(page, "\n### {title}\n\n| option | type | default | meaning |\n| --- | --- | --- | --- |\n");
         let query = "select name, case when allowed is null then type else array_to_string(allowed, ', ') end,
                             coalesce(default_value, ''), description from peergate.settings where scope = $1 order by name";

@@ -4,6 +4,7 @@
 //! [`mirror`] (what is wanted and what is so), [`lease`] (who may act on it), [`task`] and [`event`] (what is told to people).
 //! Beside them [`cluster`]: a private Postgres on this machine.
 
+pub mod alert;
 pub mod cluster;
 pub mod connect;
 pub mod contents;

@@ -29,6 +29,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0016_schema_changes", include_str!("../../migrations/0016_schema_changes.sql")),
     ("0017_refresh_schema", include_str!("../../migrations/0017_refresh_schema.sql")),
     ("0018_tasks", include_str!("../../migrations/0018_tasks.sql")),
+    ("0019_alerts", include_str!("../../migrations/0019_alerts.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

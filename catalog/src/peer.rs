@@ -12,6 +12,7 @@ use pg::SqlState;
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
+use crate::alert::channel;
 use crate::secret::{Keyring, SecretError};
 use crate::{Error, tls};
 
@@ -185,10 +186,14 @@ fn destination(options: &BTreeMap<String, String>) -> String {
     format!("host={} hostaddr={} port={}", part("host", "localhost"), part("hostaddr", ""), part("port", "5432"))
 }
 
-/// Behind [`crate::Catalog::reseal`]. Dropped mirrors keep copies of their peers' secrets until they are cleaned up.
+/// Behind [`crate::Catalog::reseal`], for alerts too. Dropped mirrors keep copies of their peers' secrets until they are cleaned up.
 pub(crate) async fn reseal(client: &mut Client, keyring: &Keyring) -> Result<Vec<String>, Error> {
     let transaction = client.transaction().await?;
-    transaction.batch_execute("lock table peergate.peer_secrets, peergate.mirror_drops in exclusive mode").await?;
+    transaction
+        .batch_execute(
+            "lock table peergate.peer_secrets, peergate.mirror_drops, peergate.alert_secrets in exclusive mode",
+        )
+        .await?;
     let rows = transaction.query("select id, peergate.peer_document(id) from peergate.peers", &[]).await?;
     for row in rows {
         let (id, document): (i64, Value) = (row.get(0), row.get(1));
@@ -206,6 +211,7 @@ pub(crate) async fn reseal(client: &mut Client, keyring: &Keyring) -> Result<Vec
         let update = "update peergate.mirror_drops set source = $2, target = $3 where mirror_id = $1";
         transaction.execute(update, &[&id, &source, &target]).await?;
     }
+    channel::reseal(&transaction, keyring).await?;
     transaction.commit().await?;
     Ok(vec![keyring.current_id()?])
 }

@@ -8,12 +8,15 @@ use tokio_postgres::{Client, Error};
 /// Each role, and what `\du+` says of it. A role has all that those before it have.
 const ROLES: [(&str, &str); 3] = [
     ("peergate_reader", "May see peers, mirrors and their status in the catalog of Peergate."),
-    ("peergate_operator", "May also pause, resume and resync mirrors, wait for them, and have peers validated."),
+    (
+        "peergate_operator",
+        "May also pause, resume and resync mirrors, wait for them, have peers validated, and test alerts.",
+    ),
     ("peergate_admin", "May do everything in the catalog of Peergate but read secrets."),
 ];
 
 /// Relations that hold secrets, sealed as they are.
-const SECRET: &[&str] = &["peer_secrets", "mirror_drops"];
+const SECRET: &[&str] = &["alert_secrets", "mirror_drops", "peer_secrets"];
 
 /// Routines that readers may call: what SHOW and HELP show, and what a rewritten statement calls to fail as it must.
 const READ: &[&str] =
@@ -26,8 +29,10 @@ const OPERATE: &[&str] = &[
     "resume_mirror",
     "resync_mirror",
     "resync_table",
+    "test_alert",
     "validate_peer",
     "verify_mirror",
+    "wait_for_alert",
     "wait_for_mirror",
 ];
 
@@ -77,7 +82,8 @@ const MISSING: &str = "
         union all
         select pg_catalog.format('grant %s on peergate.%I to %I', dml.privileges, dml.relation, me.rolname)
         from me, (values ('insert (name, type, options, comment), update (name, options, comment), delete', 'peers'),
-                         ('insert, update, delete', 'mirrors')) dml (privileges, relation)
+                         ('insert, update, delete', 'mirrors'),
+                         ('insert, update, delete', 'alerts')) dml (privileges, relation)
         where me.admin and not pg_catalog.has_table_privilege(me.oid, pg_catalog.format('peergate.%I', dml.relation), 'delete')
         union all
         select pg_catalog.format('grant update (desired_state) on peergate.mirrors to %I', me.rolname)

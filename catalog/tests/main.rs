@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
+mod alerts;
 mod cluster;
 mod migrations;
 mod peers;

@@ -93,12 +93,15 @@ async fn docs_catalog_page_is_current() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_options_that_are_sealed_are_those_that_the_settings_call_secret() {
     let (_cluster, _catalog, client) = migrated().await;
-    let query = "select array_agg(name order by name collate \"C\") from peergate.settings where secret";
-    let secret: Vec<String> = client.query_one(query, &[]).await.unwrap().get(0);
+    let query = "select array_agg(name order by name collate \"C\")
+                 from (select distinct name from peergate.settings where secret and (scope = 'peer') = $1) s";
+    let of_peers: Vec<String> = client.query_one(query, &[&true]).await.unwrap().get(0);
     let mut sealed: Vec<&str> = SECRET_OPTIONS.to_vec();
     sealed.extend(COMPOSITE_OPTIONS);
     sealed.sort_unstable();
-    assert_eq!(secret, sealed);
+    assert_eq!(of_peers, sealed);
+    let of_channels: Vec<String> = client.query_one(query, &[&false]).await.unwrap().get(0);
+    assert_eq!(of_channels, catalog::alert::channel::SECRET_OPTIONS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,7 +33,8 @@ async fn each_role_may_do_its_part_and_no_more() {
         create role r login in role peergate_reader; create role o login in role peergate_operator; create role a login in role peergate_admin;
         create role n login;
         call peergate.create_peer('shop', 'postgres', '{"user": "u"}'); call peergate.create_peer('dwh', 'postgres', '{"user": "u"}');
-        call peergate.create_mirror('m', 'shop', 'dwh', '{"all": true}')"#;
+        call peergate.create_mirror('m', 'shop', 'dwh', '{"all": true}');
+        call peergate.create_alert('q', 'mirror', null, '[{"metric": "errors", "op": ">", "value": 0}]', '[{"channel": "notify"}]')"#;
     owner.batch_execute(setup).await.unwrap();
     let statements = [
         (
@@ -44,6 +45,14 @@ async fn each_role_may_do_its_part_and_no_more() {
             Reader,
             "select * from peergate.show_peers, peergate.show_mirrors, peergate.show_mirror('m'), peergate.show_peer('shop')",
         ),
+        (
+            Reader,
+            "select * from peergate.alerts, peergate.alert_events, peergate.alert_deliveries, peergate.show_alert('q')",
+        ),
+        (Operator, "call peergate.wait_for_alert('q'); call peergate.test_alert('q')"),
+        (Admin, "call peergate.alter_alert('q', enabled => false); call peergate.drop_alert(array['q'])"),
+        (Admin, "update peergate.alerts set enabled = false; delete from peergate.alerts"),
+        (Nobody, "select * from peergate.alert_secrets"),
         (Operator, "call peergate.pause_mirror('m'); call peergate.resume_mirror('m')"),
         (Operator, "update peergate.mirrors set desired_state = 'paused' where name = 'm'"),
         (Operator, "call peergate.wait_for_mirror('m', up_to_state => 'created')"),
