@@ -100,9 +100,10 @@ async fn serve_on(
         let importing = catalog.clone();
         let address = gateway_address(config, gateway.as_ref().map(|(address, _)| *address), catalog.connector());
         engine = Some(Part::start(|shutdown| async move {
-            // Foreign tables are the engine's process' to keep in step, and nothing of a mirror's waits for them.
+            // Foreign tables are the engine's process' to keep in step, and alerts to look at; nothing of a mirror's waits for them.
+            let alerts = alerts::run(catalog.clone(), options.node_id.clone(), shutdown.clone());
             let mirrors = engine::run(catalog, options, shutdown.clone());
-            tokio::join!(mirrors, importing.keep_foreign_tables(address, shutdown)).0
+            tokio::join!(mirrors, importing.keep_foreign_tables(address, shutdown), alerts).0
         }));
     }
     let _reloading = AbortOnDrop(tokio::spawn(reload_on(hangup, reloader.clone())));
