@@ -4,13 +4,12 @@
 
 use std::ops::Range;
 
-use catalog::peer::may_be_secret;
 use pg::frame::cstr;
 
 use crate::encoding::Encoding;
 use crate::fields::frame;
 use crate::rewrite::PreparedPeer;
-use crate::statement::Value;
+use crate::statement::{Inspected, Value};
 
 /// A Bind message, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,8 +27,8 @@ pub struct Bind {
 /// An option whose value cannot be taken from its parameter.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadValue {
-    /// The option.
-    pub option: String,
+    /// The part of the statement that the option is.
+    pub part: String,
     /// What is wrong, as an error message.
     pub message: String,
 }
@@ -97,13 +96,13 @@ impl Bind {
         types: &[u32],
         encoding: Encoding,
     ) -> Result<Vec<(String, String)>, BadValue> {
-        let value = |option: &crate::statement::GivenOption| match &option.value {
+        let value = |Inspected { part, option, .. }: &Inspected<'_>| match &option.value {
             Value::Text(text) => Ok(text.clone()),
             Value::Parameter(n) => self
                 .text(usize::from(*n).saturating_sub(1), types, encoding)
-                .map_err(|message| BadValue { option: option.name.clone(), message: message(&option.name) }),
+                .map_err(|message| BadValue { part: part.clone(), message: message(&option.name) }),
         };
-        peer.options().iter().map(|option| Ok((option.name.clone(), value(option)?))).collect()
+        peer.options().iter().map(|given| Ok((given.option.name.clone(), value(given)?))).collect()
     }
 
     fn text(&self, index: usize, types: &[u32], encoding: Encoding) -> Result<String, fn(&str) -> String> {
@@ -132,9 +131,8 @@ impl Bind {
     /// that they reach neither its memory nor its log.
     pub fn encode(&self, peer: &PreparedPeer, document: &str) -> Vec<u8> {
         let secret = |index: usize| {
-            peer.options().iter().any(|option| {
-                option.value == Value::Parameter(u16::try_from(index + 1).unwrap_or(0)) && may_be_secret(&option.name)
-            })
+            let parameter = Value::Parameter(u16::try_from(index + 1).unwrap_or(0));
+            peer.options().iter().any(|given| given.may_be_secret && given.option.value == parameter)
         };
         let mut out = self.body[..self.statement.end + 1].to_vec();
         // One format or none speaks for all values, and text looks the same in both.
@@ -239,7 +237,7 @@ mod tests {
             (body(&[], &[Some(b"\xff")]), vec![]),
         ] {
             let error = Bind::decode(&bind).unwrap().options(&peer, &types, Encoding::Utf8).unwrap_err();
-            assert_eq!(error.option, "port");
+            assert_eq!(error.part, "option.port");
         }
     }
 

@@ -117,7 +117,16 @@ mod tests {
     fn every_statement_is_listed_and_has_a_synopsis_and_examples() {
         let all = ask("").unwrap();
         assert_eq!(all.columns, ["statement", "description"]);
-        for name in ["CREATE PEER", "ALTER PEER", "VALIDATE PEER", "GRANT", "WAIT FOR MIRROR", "SHOW TASKS", "HELP"] {
+        for name in [
+            "CREATE PEER",
+            "ALTER PEER",
+            "VALIDATE PEER",
+            "GRANT",
+            "WAIT FOR MIRROR",
+            "SHOW TASKS",
+            "TEST ALERT",
+            "HELP",
+        ] {
             assert!(all.rows.iter().any(|row| row[0] == name), "{name}");
         }
         for topic in topics() {

@@ -14,7 +14,7 @@ use crate::parser::Refusal;
 use crate::patch::{command_tag, translate};
 use crate::peers::Peers;
 use crate::rewrite::{Execution, Findings, Permit, Plan, awaits_import, failure, is_failure, plan_with, success};
-use crate::statement::{GivenOption, Statement, Value};
+use crate::statement::{Inspected, Statement, Value};
 use crate::tracker::{Attribution, Prepared, Tracker};
 use crate::validate::unusable;
 
@@ -492,15 +492,13 @@ impl Interceptor {
 }
 
 /// The values of a statement that has no parameters.
-fn literals(options: Option<&[GivenOption]>) -> Result<Vec<(String, String)>, BadValue> {
-    let literal = |option: &GivenOption| match &option.value {
+fn literals(options: Option<Vec<Inspected<'_>>>) -> Result<Vec<(String, String)>, BadValue> {
+    let literal = |Inspected { part, option, .. }: Inspected<'_>| match &option.value {
         Value::Text(text) => Ok((option.name.clone(), text.clone())),
         // Postgres says so before this is looked at.
-        Value::Parameter(n) => {
-            Err(BadValue { option: option.name.clone(), message: format!("there is no parameter ${n}") })
-        }
+        Value::Parameter(n) => Err(BadValue { part, message: format!("there is no parameter ${n}") }),
     };
-    options.unwrap_or_default().iter().map(literal).collect()
+    options.unwrap_or_default().into_iter().map(literal).collect()
 }
 
 /// The document that a prepared statement about a peer gets.

@@ -4,6 +4,7 @@
 //! here because it is unknown. Options are only read: which exist and what they take is the catalog's to say.
 //! The parser crate's types do not leave this module.
 
+mod alert;
 mod comment;
 mod cursor;
 pub(crate) mod execute;
@@ -75,7 +76,8 @@ impl Refusal {
 }
 
 /// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
-/// `target`, `new_name`, `state`, `task`, `role`, `role.1`, `schema.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`.
+/// `target`, `new_name`, `state`, `task`, `role`, `role.1`, `schema.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`,
+/// `on`, `condition.1.value`, `channel.2.option.url.value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Vec<(String, usize)>);
 
@@ -111,6 +113,7 @@ impl Spans {
         match key {
             "option" => exact("options").or_else(|| exact("name")),
             "table" => exact("tables"),
+            "condition" => exact("on").or_else(|| exact("name")),
             "name" => exact("name.1"),
             "options" => exact("name"),
             _ => None,
@@ -147,6 +150,20 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             mirror::pause_or_resume
         } else if begins(&["WAIT", "FOR", "MIRROR"]) {
             mirror::wait
+        } else if begins(&["CREATE", "ALERT"]) || begins(&["CREATE", "OR", "REPLACE", "ALERT"]) {
+            alert::create
+        } else if begins(&["ALTER", "ALERT"]) {
+            alert::alter
+        } else if begins(&["DROP", "ALERT"]) {
+            alert::drop
+        } else if begins(&["TEST", "ALERT"]) {
+            alert::test
+        } else if begins(&["WAIT", "FOR", "ALERT"]) {
+            alert::wait
+        } else if begins(&["SHOW", "ALERTS"]) && ends_with_word(1) {
+            |_| Ok(Ours { statement: Statement::ShowAlerts, spans: Spans::default() })
+        } else if begins(&["SHOW", "ALERT"]) && !ends_with_word(1) && !is_setting(slice, query) {
+            alert::show
         } else if begins(&["SHOW", "PEERS"]) && ends_with_word(1) {
             |_| Ok(Ours { statement: Statement::ShowPeers, spans: Spans::default() })
         } else if begins(&["SHOW", "MIRRORS"]) && ends_with_word(1) {
@@ -161,7 +178,7 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             task::show
         } else if begins(&["CANCEL", "TASK"]) {
             task::cancel
-        } else if begins(&["COMMENT", "ON", "PEER"]) || begins(&["COMMENT", "ON", "MIRROR"]) {
+        } else if ["PEER", "MIRROR", "ALERT"].iter().any(|noun| begins(&["COMMENT", "ON", noun])) {
             comment::comment
         } else if is_on_peer(slice, query, "GRANT", "TO") {
             privileges::grant
@@ -172,7 +189,10 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
         };
     match Cursor::new(text).and_then(|mut cursor| {
         let ours = read(&mut cursor)?;
-        if !matches!(ours.statement, Statement::ShowPeers | Statement::ShowMirrors | Statement::ShowTasks) {
+        if !matches!(
+            ours.statement,
+            Statement::ShowPeers | Statement::ShowMirrors | Statement::ShowTasks | Statement::ShowAlerts
+        ) {
             cursor.expect_end()?;
         }
         Ok(ours)

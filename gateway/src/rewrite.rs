@@ -4,6 +4,7 @@
 //! forwarded as its first words only, which Postgres refuses itself (and does not log a password); any other refusal becomes a
 //! call that raises it. `patch` puts the messages and positions right on the way back.
 
+mod alert;
 mod execution;
 mod relation;
 
@@ -20,10 +21,11 @@ use crate::parser::{NAME_BYTES_MAX, Ours, Parsed, Refusal, Spans, execute, parse
 use crate::peers::Peers;
 use crate::split::{may_be_ours, split};
 use crate::statement::{
-    AlterPeer, CreateMirror, GivenOption, MirrorChange, Noun, PeerChange, Role, SchemaMap, Selection, Statement, Table,
-    TableMap, Until, Value,
+    AlterPeer, CreateMirror, GivenOption, Inspected, MirrorChange, PeerChange, Role, SchemaMap, Selection, Statement,
+    Table, TableMap, Until, Value,
 };
 
+pub(crate) use alert::{channels_from_json, conditions_from_json};
 pub use execution::{Execution, Permit, failure, is_failure, success};
 pub use relation::awaits_import;
 
@@ -117,9 +119,9 @@ pub fn plan_with(text: &[u8], encoding: Encoding, conforming: bool, peers: &Peer
         } else if !conforming && bytes.contains(&b'\\') {
             parsed = unreadable("backslashes are not supported here while standard_conforming_strings is off");
         }
-        let noun = (0..5)
-            .filter_map(|n| slice.word(n))
-            .find(|w| ["PEER", "MIRROR"].iter().any(|noun| text[w.clone()].eq_ignore_ascii_case(noun.as_bytes())));
+        let noun = (0..5).filter_map(|n| slice.word(n)).find(|w| {
+            ["PEER", "MIRROR", "ALERT"].iter().any(|noun| text[w.clone()].eq_ignore_ascii_case(noun.as_bytes()))
+        });
         // SHOW holds no secret, and its first words alone would be PostgreSQL's SHOW of a setting.
         let end = noun.filter(|_| !slice.begins_with(text, &["SHOW"])).map_or(slice.range.end, |w| w.end);
         pieces.push(Piece { ordinal, range: slice.range.clone(), stub: slice.range.start..end, parsed });
@@ -221,8 +223,8 @@ pub struct PreparedPeer {
 }
 
 impl PreparedPeer {
-    /// Returns the options of the statement.
-    pub fn options(&self) -> &[GivenOption] {
+    /// Returns the options of the statement that the gateway looks at.
+    pub fn options(&self) -> Vec<Inspected<'_>> {
         self.statement.inspected_options().unwrap_or_default()
     }
 }
@@ -249,7 +251,7 @@ impl Plan {
         let mut findings = findings.into_iter();
         self.write(|ours, sql| match ours.statement.inspected_options() {
             Some(options) => match findings.next() {
-                Some(Ok(found)) => inspected(sql, &ours.statement, options, &Found::Now(&found), nonce),
+                Some(Ok(found)) => inspected(sql, &ours.statement, &options, &Found::Now(&found), nonce),
                 Some(Err(refusal)) => raise(sql, &refusal),
                 // The whole text fails to parse; only no value may be in it.
                 None => sql.push("CALL peergate.finish()"),
@@ -266,8 +268,8 @@ impl Plan {
         let rewritten = self.write(|ours, sql| match ours.statement.inspected_options() {
             _ if several => sql.push("CALL peergate.finish()"),
             Some(options) => {
-                let hidden = hidden_parameter(options, types);
-                inspected(sql, &ours.statement, options, &Found::AtBind(hidden), nonce);
+                let hidden = hidden_parameter(&ours.statement, &options, types);
+                inspected(sql, &ours.statement, &options, &Found::AtBind(hidden), nonce);
                 prepared = Some(PreparedPeer { statement: ours.statement.clone(), hidden });
             }
             None => call(sql, ours, nonce),
@@ -459,8 +461,8 @@ impl Found<'_> {
     }
 }
 
-/// Writes a statement for which something is found out about a peer.
-fn inspected(sql: &mut Sql, statement: &Statement, options: &[GivenOption], found: &Found<'_>, nonce: &str) {
+/// Writes a statement for which something is found out about a peer, or whose secrets are sealed.
+fn inspected(sql: &mut Sql, statement: &Statement, options: &[Inspected<'_>], found: &Found<'_>, nonce: &str) {
     match statement {
         Statement::CreatePeer(peer) => {
             sql.push("CALL peergate.create_peer(");
@@ -491,6 +493,8 @@ fn inspected(sql: &mut Sql, statement: &Statement, options: &[GivenOption], foun
             found.argument(sql, "validation", false);
             return sql.push(")");
         }
+        Statement::CreateAlert(alert) => alert::create(sql, alert, found),
+        Statement::AlterAlert(alert) => alert::alter(sql, alert, Some(found)),
         _ => unreachable!("nothing is found out for other statements"),
     }
     found.argument(sql, "validation", false);
@@ -499,17 +503,17 @@ fn inspected(sql: &mut Sql, statement: &Statement, options: &[GivenOption], foun
 }
 
 /// Ends a call with its nonce, in an expression that names every parameter of the options, so that Postgres can type them.
-fn reference(sql: &mut Sql, options: &[GivenOption], nonce: &str) {
-    let given = options.iter().filter(|o| matches!(o.value, Value::Parameter(_)));
+fn reference(sql: &mut Sql, options: &[Inspected<'_>], nonce: &str) {
+    let given = options.iter().filter(|inspected| matches!(inspected.option.value, Value::Parameter(_)));
     let mut first = true;
-    for option in given {
+    for Inspected { part, option, .. } in given {
         sql.push(if first { ", nonce => CASE WHEN true THEN " } else { ", " });
         if first {
             sql.literal(nonce);
             sql.push(" ELSE pg_catalog.concat(");
         }
         first = false;
-        sql.anchor(format!("option.{}.value", option.name));
+        sql.anchor(format!("{part}.value"));
         sql.value(&option.value);
     }
     if first {
@@ -519,22 +523,57 @@ fn reference(sql: &mut Sql, options: &[GivenOption], nonce: &str) {
 }
 
 /// The number of the parameter that a prepared statement gets beside the client's own.
-fn hidden_parameter(options: &[GivenOption], types: usize) -> u16 {
-    let named = options.iter().filter_map(|o| match o.value {
+fn hidden_parameter(statement: &Statement, options: &[Inspected<'_>], types: usize) -> u16 {
+    let named = options.iter().filter_map(|inspected| match inspected.option.value {
         Value::Parameter(n) => Some(n),
         Value::Text(_) => None,
     });
-    named.max().unwrap_or(0).max(u16::try_from(types).unwrap_or(u16::MAX)).saturating_add(1)
+    named
+        .chain(alert::parameters(statement))
+        .max()
+        .unwrap_or(0)
+        .max(u16::try_from(types).unwrap_or(u16::MAX))
+        .saturating_add(1)
 }
 
 /// Writes any of our statements but those for which something is found out.
 fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
     match &ours.statement {
-        Statement::CreatePeer(_) | Statement::ValidatePeer { .. } => unreachable!("something is found out for it"),
+        Statement::CreatePeer(_) | Statement::ValidatePeer { .. } | Statement::CreateAlert(_) => {
+            unreachable!("something is found out for it")
+        }
+        Statement::AlterAlert(alert) => {
+            alert::alter(sql, alert, None);
+            sql.finish(nonce);
+        }
+        Statement::DropAlert { names, if_exists } => {
+            sql.push("CALL peergate.drop_alert(");
+            array(sql, names);
+            sql.flag("if_exists", *if_exists);
+            sql.finish(nonce);
+        }
+        Statement::TestAlert { name } => {
+            sql.push("CALL peergate.test_alert(");
+            sql.name(name);
+            sql.finish(nonce);
+        }
+        Statement::WaitForAlert { name, timeout } => {
+            sql.push("CALL peergate.wait_for_alert(");
+            sql.name(name);
+            if let Some(timeout) = timeout {
+                cast(sql, "timeout", "timeout", timeout, "interval");
+            }
+            sql.finish(nonce);
+        }
+        Statement::ShowAlerts => sql.push("SELECT * FROM peergate.show_alerts"),
+        Statement::ShowAlert { name } => {
+            sql.push("SELECT * FROM peergate.show_alert(");
+            sql.name(name);
+            sql.push(")");
+        }
         Statement::AlterPeer(AlterPeer { name, if_exists, change }) => alter_peer(sql, name, *if_exists, change, nonce),
         Statement::CommentOn { noun, name, comment } => {
-            let noun = if *noun == Noun::Peer { "peer" } else { "mirror" };
-            sql.push(&format!("CALL peergate.comment_on_{noun}("));
+            sql.push(&format!("CALL peergate.comment_on_{}(", noun.as_str()));
             sql.name(name);
             sql.push(", ");
             sql.anchor("comment");

@@ -3,7 +3,13 @@
 //! `parser` makes them and `rewrite` turns them into catalog calls. Printing one and parsing it again gives the same value. The
 //! text of a CREATE PEER holds its password: it is for tests and for the parser, never for a log.
 
+mod alert;
+
 use std::fmt;
+
+use catalog::peer::may_be_secret;
+
+pub use alert::{AlertChange, AlertChannel, AlertCondition, AlertOn, AlterAlert, CreateAlert};
 
 /// One of our statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +100,37 @@ pub enum Statement {
         /// Who is to have it no more, at least one.
         roles: Vec<Role>,
     },
-    /// `COMMENT ON PEER` and `COMMENT ON MIRROR`.
+    /// `CREATE ALERT`.
+    CreateAlert(CreateAlert),
+    /// `ALTER ALERT`.
+    AlterAlert(AlterAlert),
+    /// `DROP ALERT`.
+    DropAlert {
+        /// The alerts, at least one.
+        names: Vec<String>,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+    },
+    /// `TEST ALERT`.
+    TestAlert {
+        /// The alert.
+        name: String,
+    },
+    /// `WAIT FOR ALERT`.
+    WaitForAlert {
+        /// The alert.
+        name: String,
+        /// How long at the most, as an interval.
+        timeout: Option<Value>,
+    },
+    /// `SHOW ALERTS`.
+    ShowAlerts,
+    /// `SHOW ALERT`.
+    ShowAlert {
+        /// The alert.
+        name: String,
+    },
+    /// `COMMENT ON PEER`, `MIRROR` and `ALERT`.
     CommentOn {
         /// What kind of thing.
         noun: Noun,
@@ -137,17 +173,46 @@ pub enum Statement {
 }
 
 impl Statement {
-    /// Returns the options of a statement for which the gateway finds something out about a peer before it goes on; `None` for the others.
-    pub fn inspected_options(&self) -> Option<&[GivenOption]> {
+    /// Returns the options of a statement for which the gateway finds something out before it goes on, or seals secrets; `None` for the others.
+    pub fn inspected_options(&self) -> Option<Vec<Inspected<'_>>> {
+        let of_peer = |options| Some(inspected(options));
         match self {
-            Statement::CreatePeer(peer) => Some(&peer.options),
-            Statement::AlterPeer(AlterPeer { change: PeerChange::Set(options), .. }) => Some(options),
+            Statement::CreatePeer(peer) => of_peer(&peer.options),
+            Statement::AlterPeer(AlterPeer { change: PeerChange::Set(options), .. }) => of_peer(options),
             Statement::AlterPeer(AlterPeer { change: PeerChange::Reset(_), .. }) | Statement::ValidatePeer { .. } => {
-                Some(&[])
+                Some(Vec::new())
+            }
+            Statement::CreateAlert(alert) => Some(alert::inspected(&alert.channels)),
+            Statement::AlterAlert(AlterAlert { change: AlertChange::Define { channels, .. }, .. })
+                if !channels.is_empty() =>
+            {
+                Some(alert::inspected(channels))
             }
             _ => None,
         }
     }
+}
+
+/// An option that the gateway looks at itself.
+#[derive(Clone, Debug)]
+pub struct Inspected<'a> {
+    /// The part of the statement that it is, as errors name it: `option.host`, `channel.1.option.url`.
+    pub part: String,
+    /// The option.
+    pub option: &'a GivenOption,
+    /// Its value may be a secret, which the catalog must not see.
+    pub may_be_secret: bool,
+}
+
+fn inspected(options: &[GivenOption]) -> Vec<Inspected<'_>> {
+    options
+        .iter()
+        .map(|option| Inspected {
+            part: format!("option.{}", option.name),
+            option,
+            may_be_secret: may_be_secret(&option.name),
+        })
+        .collect()
 }
 
 /// `CREATE PEER`.
@@ -198,6 +263,19 @@ pub enum Noun {
     Peer,
     /// A mirror.
     Mirror,
+    /// An alert.
+    Alert,
+}
+
+impl Noun {
+    /// Returns the word for it, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Noun::Peer => "peer",
+            Noun::Mirror => "mirror",
+            Noun::Alert => "alert",
+        }
+    }
 }
 
 /// `CREATE MIRROR`.
@@ -348,6 +426,8 @@ impl fmt::Display for Value {
 /// Words of our grammar that a name must be quoted to be.
 const GRAMMAR_WORDS: &[&str] = &[
     "all",
+    "disable",
+    "enable",
     "cascade",
     "current_role",
     "current_user",
@@ -363,7 +443,10 @@ const GRAMMAR_WORDS: &[&str] = &[
     "lsn",
     "mapping",
     "not",
+    "notify",
     "null",
+    "on",
+    "or",
     "owner",
     "rename",
     "reset",
@@ -376,6 +459,7 @@ const GRAMMAR_WORDS: &[&str] = &[
     "tables",
     "timeout",
     "to",
+    "when",
     "where",
     "with",
 ];
@@ -430,8 +514,7 @@ impl fmt::Display for Statement {
                 write!(f, "VALIDATE PEER {}{}", Ident(name), when(*verbose, " VERBOSE"))
             }
             Statement::CommentOn { noun, name, comment } => {
-                let noun = if *noun == Noun::Peer { "PEER" } else { "MIRROR" };
-                write!(f, "COMMENT ON {noun} {} IS ", Ident(name))?;
+                write!(f, "COMMENT ON {} {} IS ", noun.as_str().to_uppercase(), Ident(name))?;
                 match comment {
                     Some(text) => text.fmt(f),
                     None => f.write_str("NULL"),
@@ -478,6 +561,18 @@ impl fmt::Display for Statement {
             Statement::RevokePeer { peers, roles } => {
                 write!(f, "REVOKE USAGE ON PEER {} FROM {}", idents(peers), list(roles))
             }
+            Statement::CreateAlert(alert) => alert.fmt(f),
+            Statement::AlterAlert(alert) => alert.fmt(f),
+            Statement::DropAlert { names, if_exists } => {
+                write!(f, "DROP ALERT {}{}", when(*if_exists, "IF EXISTS "), idents(names))
+            }
+            Statement::TestAlert { name } => write!(f, "TEST ALERT {}", Ident(name)),
+            Statement::WaitForAlert { name, timeout } => {
+                write!(f, "WAIT FOR ALERT {}", Ident(name))?;
+                timeout.as_ref().map_or(Ok(()), |t| write!(f, " TIMEOUT {t}"))
+            }
+            Statement::ShowAlerts => f.write_str("SHOW ALERTS"),
+            Statement::ShowAlert { name } => write!(f, "SHOW ALERT {}", Ident(name)),
             Statement::ShowPeers => f.write_str("SHOW PEERS"),
             Statement::ShowMirrors => f.write_str("SHOW MIRRORS"),
             Statement::ShowMirror { name } => write!(f, "SHOW MIRROR {}", Ident(name)),

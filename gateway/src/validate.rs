@@ -1,10 +1,11 @@
 //! What is found out about a peer before a statement goes on: its options are sorted, its secrets sealed, and the peer is connected
-//! to, if that can matter.
+//! to, if that can matter. Of an alert, its channels' secrets are sealed.
 //!
 //! Nothing is decided here: the findings go to the statement's procedure, which raises what is to be raised in the client's own
 //! transaction.
 
 use catalog::Catalog;
+use catalog::alert::channel::{self, GivenChannel};
 use catalog::connect::check_peer;
 use catalog::front::Prospects;
 use catalog::peer::{GivenPeer, PeerOptions};
@@ -16,14 +17,20 @@ use serde_json::{Value as Json, json};
 use crate::intercept::PeerQuestion;
 use crate::parser::truncated;
 use crate::rewrite::Findings;
-use crate::statement::{AlterPeer, PeerChange, Statement};
+use crate::statement::{AlertChange, AlertChannel, AlterAlert, AlterPeer, CreateAlert, PeerChange, Statement};
 
 /// Finds out about one statement of a session whose login role is `role`.
 pub(crate) async fn find_out(catalog: &Catalog, role: &str, question: &PeerQuestion) -> Findings {
     let given = match &question.options {
-        Ok(options) => GivenPeer::new(options.clone()),
+        Ok(options) => match &question.statement {
+            Statement::CreateAlert(CreateAlert { channels, .. })
+            | Statement::AlterAlert(AlterAlert { change: AlertChange::Define { channels, .. }, .. }) => {
+                return seal_channels(catalog, channels, options);
+            }
+            _ => GivenPeer::new(options.clone()),
+        },
         Err(bad) => {
-            let at = format!("option.{}.value", bad.option);
+            let at = format!("{}.value", bad.part);
             let error =
                 json!({"sqlstate": SqlState::INVALID_PARAMETER_VALUE.as_str(), "message": bad.message, "at": at});
             return unusable(error);
@@ -78,6 +85,32 @@ async fn examine(catalog: &Catalog, role: &str, name: &str, verbose: bool) -> Fi
         Ok(checks) => Findings::default().with("report", checks.iter().map(Check::to_json).collect()),
         Err(error) => unusable(json!({"sqlstate": SqlState::SYSTEM_ERROR.as_str(),
             "message": format!("cannot look at peer \"{name}\""), "detail": error.to_string()})),
+    }
+}
+
+/// Seals the secrets of an alert's channels, whose options have these values, in the order of the statement.
+fn seal_channels(catalog: &Catalog, channels: &[AlertChannel], values: &[(String, String)]) -> Findings {
+    let mut values = values.iter().cloned();
+    let given: Vec<GivenChannel> = channels
+        .iter()
+        .map(|channel| GivenChannel {
+            kind: channel.kind.clone(),
+            options: values.by_ref().take(channel.options.len()).collect(),
+        })
+        .collect();
+    if let Err(bad) = channel::check(&given) {
+        let at = format!("channel.{}.option.{}.value", bad.channel, bad.option);
+        return unusable(
+            json!({"sqlstate": SqlState::INVALID_PARAMETER_VALUE.as_str(), "message": bad.message, "at": at}),
+        );
+    }
+    match channel::seal(&given, catalog.keyring()) {
+        Ok(secrets) => Findings::default().with("channels", channel::documents(&given)).with("secrets", secrets),
+        Err(error) => {
+            tracing::error!(error = %error, "cannot seal a secret");
+            unusable(json!({"sqlstate": SqlState::SYSTEM_ERROR.as_str(), "message": "cannot seal the alert's secrets",
+                "detail": error.to_string()}))
+        }
     }
 }
 
@@ -136,10 +169,11 @@ impl Change<'_> {
     }
 }
 
-/// Options that no peer can be made of: nothing of them goes on, since secrets cannot be told from the rest.
+/// Options that no peer or alert can be made of: nothing of them goes on, since secrets cannot be told from the rest.
 pub(crate) fn unusable(mut error: Json) -> Findings {
     error["stage"] = json!("options");
-    Findings::default().with("options", json!({})).with("secrets", json!({})).with("validation", error)
+    let nothing = Findings::default().with("options", json!({})).with("channels", json!([])).with("secrets", json!({}));
+    nothing.with("validation", error)
 }
 
 /// What the statement could do. If nothing, nobody is to be connected to on behalf of a role that may not.

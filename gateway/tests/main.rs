@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in tests, but not in their helpers")]
 
 mod admin;
+mod alerts;
 mod bounds;
 mod crash;
 mod embedded;

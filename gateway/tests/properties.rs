@@ -189,7 +189,7 @@ impl Pump {
 fn mentions_ours(bytes: &[u8]) -> bool {
     let lower = bytes.to_ascii_lowercase();
     let has = |word: &[u8]| lower.windows(word.len()).any(|w| w == word);
-    has(b"peer") || has(b"mirror") || has(b"task")
+    [&b"peer"[..], b"mirror", b"task", b"help", b"alert"].into_iter().any(has)
 }
 
 /// Splits, plans and rewrites the text that `data` describes; its first byte picks the encoding and the other settings.

@@ -111,6 +111,10 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
          create mirror if not exists \"Kept too\" from shop to dwh with table mapping ({from: sales.deals, to: crm.deals, exclude: [id]}) with (mode = stream_only);
          create mirror if not exists schemas from shop to dwh for tables in schema audit, sales to kept except (audit.log);
          comment on mirror kept is 'stays';
+         create or replace alert \"Any lag\" on mirror kept when lag_seconds > 60 for '5 min' or state = blocked notify slack (url = 'https://h/secret'),
+             webhook (url = 'https://h/secret', authorization = 'secret', timeout_seconds = 3), notify with (repeat_interval = 0);
+         create alert if not exists quiet on all peers when unreachable_seconds >= 3600 notify notify (channel = 'x');
+         comment on alert quiet is 'rests'; alter alert quiet disable; drop alert if exists gone;
          pause mirror kept; pause mirror \"Kept too\"; pause mirror schemas;
          alter mirror kept add table test (id) to crm.kept_test; alter mirror kept set (on_error = quarantine_table, batch_rows_max = 500);
          alter mirror kept reset (batch_bytes_max); alter mirror \"Kept too\" rename to \"Kept, two\"; alter mirror \"Kept, two\" rename to \"Kept too\";
@@ -139,6 +143,9 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
         "GRANT USAGE ON PEER shop TO peergate_reader, public;",
         "ALTER PEER \"Odd.name\" OWNER TO peergate;",
         "PAUSE MIRROR \"Kept too\";",
+        "CREATE ALERT \"Any lag\" ON MIRROR kept WHEN lag_seconds > '60' FOR '00:05:00' OR \"state\" = 'blocked' NOTIFY slack (url_env = 'PEERGATE_ALERT_ANY_LAG_URL'), webhook (authorization_env = 'PEERGATE_ALERT_ANY_LAG_AUTHORIZATION', timeout_seconds = '3', url_env = 'PEERGATE_ALERT_ANY_LAG_URL_2'), \"notify\" WITH (repeat_interval = '00:00:00');",
+        "COMMENT ON ALERT quiet IS 'rests';",
+        "ALTER ALERT quiet DISABLE;",
         "CREATE MIRROR kept FROM shop TO dwh FOR TABLE public.orders TO crm.kept, public.test (id) TO crm.kept_test WITH (batch_rows_max = '500', on_error = 'quarantine_table');",
         "FOR TABLES IN SCHEMA audit, sales TO kept;",
         "password_env = 'PEERGATE_PEER_ODD_NAME_PASSWORD'",

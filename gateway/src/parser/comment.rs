@@ -1,15 +1,17 @@
-//! `COMMENT ON PEER` and `COMMENT ON MIRROR`.
+//! `COMMENT ON PEER`, `MIRROR` and `ALERT`.
 
 use super::cursor::Cursor;
 use super::{Ours, Refusal, Spans};
 use crate::statement::{Noun, Statement};
 
-/// `COMMENT ON { PEER | MIRROR } name IS { text | NULL }`
+/// `COMMENT ON { PEER | MIRROR | ALERT } name IS { text | NULL }`
 pub(super) fn comment(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let mut spans = Spans::default();
     cursor.expect_words(&["COMMENT", "ON"])?;
     let noun = if cursor.eat_word("PEER") {
         Noun::Peer
+    } else if cursor.eat_word("ALERT") {
+        Noun::Alert
     } else {
         cursor.expect_words(&["MIRROR"])?;
         Noun::Mirror

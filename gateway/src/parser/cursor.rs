@@ -146,6 +146,11 @@ impl<'a> Cursor<'a> {
         self.peek().is_some_and(|t| t.token == *punctuation)
     }
 
+    /// As [`Cursor::is`], of the token `ahead` tokens further on.
+    pub(super) fn is_ahead(&self, ahead: usize, punctuation: &Punctuation) -> bool {
+        self.tokens.get(self.next + ahead).is_some_and(|t| t.token == *punctuation)
+    }
+
     pub(super) fn eat(&mut self, punctuation: &Punctuation) -> bool {
         let found = self.is(punctuation);
         self.next += usize::from(found);

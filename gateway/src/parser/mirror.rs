@@ -1,11 +1,11 @@
 //! `CREATE`, `ALTER`, `RESYNC`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
 
 use super::cursor::Cursor;
-use super::options::{options, with_options};
+use super::options::{interval, options, with_options};
 use super::peer::names;
 use super::tables::{items, selection, tables};
 use super::{Ours, Refusal, Spans};
-use crate::statement::{CreateMirror, MirrorChange, Statement, Until, Value};
+use crate::statement::{CreateMirror, MirrorChange, Statement, Until};
 
 /// `CREATE MIRROR [IF NOT EXISTS] name FROM source TO target tables [WITH ( option, … )]`
 pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
@@ -117,19 +117,7 @@ pub(super) fn wait(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     } else {
         Until::CaughtUp
     };
-    let timeout = if cursor.eat_word("TIMEOUT") {
-        cursor.eat_word("INTERVAL");
-        spans.add("timeout", cursor.position());
-        Some(match cursor.value()? {
-            // As everywhere in our options, a bare number is seconds.
-            Value::Text(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
-                Value::Text(format!("{text} seconds"))
-            }
-            value => value,
-        })
-    } else {
-        None
-    };
+    let timeout = if cursor.eat_word("TIMEOUT") { Some(interval(cursor, &mut spans, "timeout")?) } else { None };
     Ok(Ours { statement: Statement::WaitForMirror { name, until, timeout }, spans })
 }
 

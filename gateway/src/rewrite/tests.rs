@@ -9,6 +9,7 @@ fn rewritten(text: &str) -> Rewritten {
     let found = Findings::default()
         .with("options", json!({"host": "é\\"}))
         .with("secrets", json!({"password": "v1.x"}))
+        .with("channels", json!([{"channel": "n"}]))
         .with("validation", json!({}));
     let findings = plan.inspected().map(|_| Ok(found.clone())).collect();
     plan.render(NONCE, findings)
@@ -44,6 +45,25 @@ fn each_statement_becomes_its_call() {
         (
             "drop mirror m force",
             "CALL peergate.drop_mirror(ARRAY['m']::pg_catalog.text[], force => true, nonce => 'n0')",
+        ),
+        (
+            "create alert a on mirror m when x > 1 for 5 or y = z notify n (url = 'geheim') with (o = 1)",
+            r#"CALL peergate.create_alert('a', on_kind => 'mirror', on_name => 'm', conditions => '[{"for":"5 seconds","metric":"x","op":">","value":"1"},{"metric":"y","op":"=","value":"z"}]'::pg_catalog.jsonb, channels => '[{"channel":"n"}]'::pg_catalog.jsonb, options => '{"o":"1"}'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "alter alert if exists a on all peers notify n",
+            r#"CALL peergate.alter_alert('a', on_kind => 'peer', on_name => NULL, channels => '[{"channel":"n"}]'::pg_catalog.jsonb, secrets => '{"password":"v1.x"}'::pg_catalog.jsonb, if_exists => true, validation => '{}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "alter alert a when x > $1 for '5s'",
+            "CALL peergate.alter_alert('a', conditions => pg_catalog.jsonb_build_array(pg_catalog.jsonb_build_object('metric', 'x', 'op', '>', 'value', $1::pg_catalog.text, 'for', '5s'::pg_catalog.text)), nonce => 'n0')",
+        ),
+        ("alter alert a disable", "CALL peergate.alter_alert('a', enabled => false, nonce => 'n0')"),
+        ("alter alert a rename to b", "CALL peergate.rename_alert('a', 'b', nonce => 'n0')"),
+        ("test alert a", "CALL peergate.test_alert('a', nonce => 'n0')"),
+        (
+            "wait for alert a timeout 5",
+            "CALL peergate.wait_for_alert('a', timeout => '5 seconds'::pg_catalog.interval, nonce => 'n0')",
         ),
         ("pause mirror m", "CALL peergate.pause_mirror('m', nonce => 'n0')"),
         ("resume mirror if exists m", "CALL peergate.resume_mirror('m', if_exists => true, nonce => 'n0')"),
