@@ -3,12 +3,18 @@
 //! The embedded catalog, the demo and the tests are built on it. It is not for clusters that somebody else runs, and it
 //! knows nothing of catalogs. Everything here blocks; call it from a blocking thread.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+mod binaries;
+mod error;
+mod files;
+mod options;
+mod process;
+mod supervisor;
+mod testing;
+
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -16,203 +22,19 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-mod binaries;
-mod process;
-mod supervisor;
-mod testing;
-
-pub use binaries::Binaries;
-pub use process::end_with_parent;
-use process::{Process, RunAs, poll_until, prepare, processes_in};
-pub use supervisor::Supervisor;
-pub use testing::TestCluster;
-
-/// What can go wrong with a private cluster.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no server installed where it was looked for: install one, or name its folder.
-    #[error("no Postgres server{} found{}", major.map(|major| format!(" of version {major}")).unwrap_or_default(),
-            searched.as_ref().map(|path| format!(" in {}", path.display())).unwrap_or_default())]
-    NoBinaries {
-        /// The one folder that was looked at; `None`: all the usual ones.
-        searched: Option<PathBuf>,
-        /// The major version asked for; `None`: any.
-        major: Option<u32>,
-    },
-    /// A client or server program is not installed.
-    #[error("program \"{name}\" not found")]
-    NoTool {
-        /// Its name.
-        name: String,
-    },
-    /// This process is root, and there is neither a user `postgres` nor `nobody` to run Postgres as.
-    #[error("Postgres cannot run as root, and there is no user \"postgres\" or \"nobody\"")]
-    NoUser,
-    /// The user that Postgres runs as may not pass through a folder above its data.
-    #[error("user \"{user}\", whom Postgres runs as, may not pass through {} to {}", directory.display(), path.display())]
-    NotReachable {
-        /// Whom Postgres runs as.
-        user: String,
-        /// The folder that keeps them out.
-        directory: PathBuf,
-        /// Where they have to get.
-        path: PathBuf,
-    },
-    /// The directory to make a cluster in holds something else.
-    #[error("directory {} is not empty and not a Postgres cluster", data_dir.display())]
-    NotEmpty {
-        /// That directory.
-        data_dir: PathBuf,
-    },
-    /// The cluster was made by another major version than the server's.
-    #[error("cluster {} was made by Postgres {cluster}, the server is {server}", data_dir.display())]
-    WrongMajor {
-        /// The cluster's directory.
-        data_dir: PathBuf,
-        /// Its major version.
-        cluster: u32,
-        /// The server's.
-        server: u32,
-    },
-    /// Another process that is alive runs this cluster.
-    #[error("cluster {} is in use by another process{}", data_dir.display(), pid.map(|pid| format!(" (its postmaster is {pid})")).unwrap_or_default())]
-    InUse {
-        /// The cluster's directory.
-        data_dir: PathBuf,
-        /// The running postmaster, when it is known.
-        pid: Option<u32>,
-    },
-    /// `initdb`, or the server in single-user mode, failed.
-    #[error("{program} failed ({status}): {output}")]
-    Failed {
-        /// Which program.
-        program: &'static str,
-        /// How it ended.
-        status: ExitStatus,
-        /// What it said.
-        output: String,
-    },
-    /// The server ended before it took connections.
-    #[error("Postgres ended while it started ({status}): {log}")]
-    Ended {
-        /// How it ended.
-        status: ExitStatus,
-        /// The end of its log.
-        log: String,
-    },
-    /// The server did not take connections, or left-over processes did not end, within the time allowed.
-    #[error("Postgres in {} is not ready after {} s", data_dir.display(), waited.as_secs())]
-    TimedOut {
-        /// The cluster's directory.
-        data_dir: PathBuf,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// A file or process could not be dealt with.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_path_buf(), source }
-    }
-}
-
-/// What the functions of this module return.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// How a cluster can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// Only by its Unix socket.
-    SocketOnly,
-    /// By its Unix socket and on 127.0.0.1.
-    Loopback {
-        /// The TCP port; [`free_port`] finds one.
-        port: u16,
-    },
-}
-
-/// What a cluster is to be like. The fields that `initdb` uses have no effect on a cluster that is there already.
-#[derive(Clone, Debug)]
-pub struct ClusterOptions {
-    /// Where the data is. Its parent folder has to exist.
-    pub data_dir: PathBuf,
-    /// Folder of the Unix socket; `None`: `data_dir`. Made, with mode 0700, if it is missing.
-    pub socket_dir: Option<PathBuf>,
-    /// How it can be reached.
-    pub listen: Listen,
-    /// The superuser that `initdb` makes.
-    pub superuser: String,
-    /// The superuser's password, for SCRAM; `None` lets everybody in who gets to the socket or port, for tests.
-    pub password: Option<String>,
-    /// Names and values for the configuration file. `ALTER SYSTEM` in the cluster overrides them.
-    pub settings: Vec<(String, String)>,
-    /// Whether data survives a crash of the machine. `false`, for tests, does without fsync; a killed server loses nothing
-    /// even then.
-    pub durable: bool,
-    /// How long a start may take, crash recovery included.
-    pub start_timeout: Duration,
-}
-
-impl ClusterOptions {
-    /// Options for a durable cluster in `data_dir` that is reached by its socket only, with no password and no settings.
-    pub fn new(data_dir: impl Into<PathBuf>, superuser: impl Into<String>) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            socket_dir: None,
-            listen: Listen::SocketOnly,
-            superuser: superuser.into(),
-            password: None,
-            settings: Vec::new(),
-            durable: true,
-            start_timeout: Duration::from_secs(300),
-        }
-    }
-}
-
-/// How to stop a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopMode {
-    /// Ends all sessions, writes a checkpoint, and leaves a clean directory.
-    Fast,
-    /// Ends at once; the next start recovers.
-    Immediate,
-}
-
-/// Where a cluster takes connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnInfo {
-    /// The folder of its Unix socket, or `127.0.0.1` when it listens there.
-    pub host: String,
-    /// Its port; with a socket, only a part of the socket's name.
-    pub port: u16,
-    /// Its superuser.
-    pub user: String,
-}
-
-impl ConnInfo {
-    /// A connection configuration for the superuser, without a password, to `database`.
-    pub fn config(&self, database: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        config.host(&self.host).port(self.port).user(&self.user).dbname(database);
-        config
-    }
-}
+pub use self::binaries::Binaries;
+pub use self::error::{Error, Result};
+use self::files::{
+    PasswordFile, SocketDir, create_private_dir, log_tail, open_log, remove_tree, sibling, write_private_file,
+};
+pub use self::options::{ClusterOptions, ConnInfo, Listen, StopMode};
+pub use self::process::end_with_parent;
+use self::process::{Process, RunAs, poll_until, prepare, processes_in};
+pub use self::supervisor::Supervisor;
+pub use self::testing::TestCluster;
 
 /// The port in the name of a socket when there is no TCP port.
 const SOCKET_PORT: u16 = 5432;
-
-/// Longest path of a Unix socket in bytes: Linux has 108 with the terminating zero.
-const SOCKET_PATH_MAX: usize = 107;
 
 /// How long a stop in the asked mode may take before the next harder one is tried.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -225,9 +47,6 @@ const SETTINGS_FILE: &str = "peergate.conf";
 
 /// File in the data directory that the server logs to.
 const LOG_FILE: &str = "postgres.log";
-
-/// Size in bytes from which on a start sets the log aside as `postgres.log.1`.
-const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// A running private cluster, stopped when it is dropped.
 ///
@@ -577,36 +396,6 @@ fn write_settings(options: &ClusterOptions, run_as: Option<&RunAs>) -> Result<()
     written.map_err(|error| Error::io("write", &path, error))
 }
 
-/// Writes a file with mode 0600 for the user that Postgres runs as.
-fn write_private_file(path: &Path, text: &str, run_as: Option<&RunAs>) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())?;
-    run_as.map_or(Ok(()), |user| user.own(path))
-}
-
-fn open_log(path: &Path, run_as: Option<&RunAs>) -> io::Result<File> {
-    if fs::metadata(path).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
-        fs::rename(path, path.with_extension("log.1"))?;
-    }
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-    if let Some(user) = run_as {
-        user.own(path)?;
-    }
-    Ok(log)
-}
-
-/// The last lines that the server wrote after `start`, in bytes.
-fn log_tail(path: &Path, start: u64) -> String {
-    let content = fs::read(path).unwrap_or_default();
-    let since = content.get(start as usize..).unwrap_or(&content);
-    let text = String::from_utf8_lossy(since);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(5)..].join("; ")
-}
-
 fn initdb(
     binaries: &Binaries,
     options: &ClusterOptions,
@@ -637,88 +426,4 @@ fn initdb(
         status: output.status,
         output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
-}
-
-/// The file that hands `initdb` the password; removed when dropped.
-struct PasswordFile(PathBuf);
-
-impl PasswordFile {
-    fn write(path: PathBuf, password: &str, run_as: Option<&RunAs>) -> Result<Self> {
-        let file = Self(path);
-        write_private_file(&file.0, &format!("{password}\n"), run_as)
-            .map_err(|error| Error::io("write", &file.0, error))?;
-        Ok(file)
-    }
-}
-
-impl Drop for PasswordFile {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// The folder of the Unix socket, removed when dropped if it was made in the temporary folder.
-#[derive(Debug)]
-struct SocketDir {
-    path: PathBuf,
-    temporary: bool,
-}
-
-impl SocketDir {
-    fn prepare(options: &ClusterOptions, run_as: Option<&RunAs>) -> Result<Self> {
-        let port = match options.listen {
-            Listen::SocketOnly => SOCKET_PORT,
-            Listen::Loopback { port } => port,
-        };
-        let wanted = options.socket_dir.as_ref().unwrap_or(&options.data_dir);
-        let fits = wanted.join(format!(".s.PGSQL.{port}")).as_os_str().as_bytes().len() <= SOCKET_PATH_MAX;
-        let directory = if fits {
-            Self { path: wanted.clone(), temporary: false }
-        } else {
-            // A random name that must be new: in a folder that everybody may write to, a known one could be taken before us.
-            let path = std::env::temp_dir().join(format!("peergate-{:016x}", rand::random::<u64>()));
-            DirBuilder::new().mode(0o700).create(&path).map_err(|error| Error::io("make", &path, error))?;
-            Self { path, temporary: true }
-        };
-        create_private_dir(&directory.path, run_as)?;
-        if let Some(user) = run_as {
-            user.check_reach(&directory.path)?;
-        }
-        Ok(directory)
-    }
-}
-
-impl Drop for SocketDir {
-    fn drop(&mut self) {
-        if self.temporary {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-/// Makes a folder with mode 0700, if it is missing, and gives it to the user that Postgres runs as.
-fn create_private_dir(path: &Path, run_as: Option<&RunAs>) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-                .map_err(|error| Error::io("change the mode of", path, error))?;
-        }
-        other => other.map_err(|error| Error::io("make", path, error))?,
-    }
-    run_as.map_or(Ok(()), |user| user.own(path).map_err(|error| Error::io("change the owner of", path, error)))
-}
-
-fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => Ok(()),
-    }
-}
-
-/// `pgdata.new` for `pgdata`: in the same folder, so that a rename is enough.
-fn sibling(path: &Path, extension: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(extension);
-    path.with_file_name(name)
 }
