@@ -82,3 +82,30 @@ async fn an_error_that_repeats_is_told_once_and_retried_for_ever() {
     fixture.control.batch_execute("alter database shop allow_connections true").await.unwrap();
     fixture.caught_up().await;
 }
+
+/// What fails each time after it has begun again says why meanwhile, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_shown_until_the_mirror_runs_again() {
+    let fixture = start().await;
+    fixture.source.batch_execute("create table t (id int primary key)").await.unwrap();
+    fixture.create_mirror(r#"{"all": true}"#, "{}").await;
+    fixture.caught_up().await;
+    let fails = "create function full_disk() returns trigger language plpgsql as $$
+            begin
+                perform pg_sleep(0.3);
+                raise 'no room' using errcode = 'disk_full';
+            end $$;
+        create trigger full_disk before insert on t for each row execute function full_disk();
+        alter table t enable replica trigger full_disk";
+    fixture.target.batch_execute(fails).await.unwrap();
+    fixture.source.batch_execute("insert into t values (1)").await.unwrap();
+    fixture.wait_until("select attempt >= 1 from peergate.mirror_status", "t").await;
+    fixture
+        .wait_until("select concat_ws(' ', state, error_sqlstate) from peergate.mirror_status", "catchup 53100")
+        .await;
+    fixture.target.batch_execute("drop trigger full_disk on t").await.unwrap();
+    fixture.caught_up().await;
+    fixture
+        .wait_until("select concat_ws(' ', state, error_sqlstate, attempt) from peergate.mirror_status", "running 0")
+        .await;
+}

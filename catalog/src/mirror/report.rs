@@ -59,7 +59,8 @@ pub struct Failure {
 }
 
 impl Catalog {
-    /// Writes a mirror's state and returns the one that it had; a state in which it gets on clears the last error. `None`: the mirror was
+    /// Writes a mirror's state and returns the one that it had; a state in which
+    /// all is well clears the last error, which one that is tried again and again would else show for a moment only. `None`: the mirror was
     /// dropped, or `epoch` is not that of its lease any more, and nothing was written.
     ///
     /// # Errors
@@ -68,11 +69,11 @@ impl Catalog {
         let statement = "
             update peergate.mirror_runtime r
             set state = $3, updated_at = clock_timestamp(), retry_at = null,
-                attempt = case when $3 in ('running', 'completed', 'paused') then 0 else r.attempt end,
+                attempt = case when not w.well then r.attempt else 0 end,
                 error_sqlstate = case when not w.well then r.error_sqlstate end, error_message = case when not w.well then r.error_message end,
                 error_detail = case when not w.well then r.error_detail end, error_hint = case when not w.well then r.error_hint end,
                 error_lsn = case when not w.well then r.error_lsn end, error_at = case when not w.well then r.error_at end
-            from (select $3 in ('copying', 'catchup', 'running', 'completed', 'paused') as well) w,
+            from (select $3 in ('running', 'completed', 'paused') as well) w,
                  (select o.state from peergate.mirror_runtime o join peergate.mirror_leases l using (mirror_id)
                   where o.mirror_id = $1 and l.epoch = $2 for update of o) old
             where r.mirror_id = $1
