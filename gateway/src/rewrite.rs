@@ -766,6 +766,7 @@ fn create_mirror(sql: &mut Sql, mirror: &CreateMirror, nonce: &str) {
 fn alter_mirror(sql: &mut Sql, name: &str, change: &MirrorChange, nonce: &str) {
     let procedure = match change {
         MirrorChange::AddTables(_) => "add_mirror_tables",
+        MirrorChange::AlterTable(_) => "alter_mirror_table",
         MirrorChange::DropTables(_) => "drop_mirror_tables",
         MirrorChange::RefreshTables => "refresh_mirror_tables",
         MirrorChange::SkipTo(_) => "skip_mirror_transaction",
@@ -778,6 +779,10 @@ fn alter_mirror(sql: &mut Sql, name: &str, change: &MirrorChange, nonce: &str) {
         MirrorChange::AddTables(maps) => {
             sql.push(", ");
             sql.json(&maps.iter().map(table_map).collect());
+        }
+        MirrorChange::AlterTable(map) => {
+            sql.push(", ");
+            sql.json(&table_map(map));
         }
         MirrorChange::DropTables(tables) => {
             sql.push(", ");
@@ -840,6 +845,9 @@ fn table_map(map: &TableMap) -> Json {
     if !map.exclude.is_empty() {
         item["exclude"] = json!(map.exclude);
     }
+    if let Some(condition) = &map.condition {
+        item["where"] = json!(condition);
+    }
     item
 }
 
@@ -886,6 +894,10 @@ pub(crate) fn selection_from_json(document: &Json) -> Option<Selection> {
                 to: table(map.get("to")?)?,
                 columns: texts(map.get("columns"))?,
                 exclude: texts(map.get("exclude"))?,
+                condition: match map.get("where") {
+                    Some(condition) => Some(text(condition)?),
+                    None => None,
+                },
             })
         };
         Selection::Tables(document.get("tables")?.as_array()?.iter().map(map).collect::<Option<_>>()?)

@@ -300,6 +300,8 @@ pub struct CreateMirror {
 pub enum MirrorChange {
     /// `ADD TABLE`.
     AddTables(Vec<TableMap>),
+    /// `ALTER TABLE`.
+    AlterTable(TableMap),
     /// `DROP TABLE`.
     DropTables(Vec<Table>),
     /// `REFRESH TABLES`.
@@ -375,6 +377,15 @@ pub struct TableMap {
     pub columns: Vec<String>,
     /// All columns but these.
     pub exclude: Vec<String>,
+    /// Only the rows that fulfil it; as it was written, without the parentheses.
+    pub condition: Option<String>,
+}
+
+impl TableMap {
+    /// A whole table.
+    pub fn new(from: Table, to: Table) -> TableMap {
+        TableMap { from, to, columns: Vec::new(), exclude: Vec::new(), condition: None }
+    }
 }
 
 /// A table's name; `schema` is `public` when none was written.
@@ -591,6 +602,7 @@ impl fmt::Display for MirrorChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             MirrorChange::AddTables(maps) => write!(f, "ADD TABLE {}", list(maps)),
+            MirrorChange::AlterTable(map) => write!(f, "ALTER TABLE {map}"),
             MirrorChange::DropTables(tables) => write!(f, "DROP TABLE {}", list(tables)),
             MirrorChange::RefreshTables => f.write_str("REFRESH TABLES"),
             MirrorChange::SkipTo(lsn) => write!(f, "SKIP TO LSN {lsn}"),
@@ -636,10 +648,6 @@ impl fmt::Display for Selection {
                 write!(f, "FOR TABLES IN SCHEMA {}", list(schemas))?;
                 except
             }
-            // Only a mapping can say exclude.
-            Selection::Tables(maps) if maps.iter().any(|m| !m.exclude.is_empty()) => {
-                return write!(f, "WITH TABLE MAPPING ({})", list(maps.iter().map(Mapping)));
-            }
             Selection::Tables(maps) => return write!(f, "FOR TABLE {}", list(maps)),
         };
         if except.is_empty() { Ok(()) } else { write!(f, " EXCEPT ({})", list(except)) }
@@ -659,20 +667,13 @@ impl fmt::Display for TableMap {
         if !self.columns.is_empty() {
             write!(f, " ({})", idents(&self.columns))?;
         }
-        if self.to == self.from { Ok(()) } else { write!(f, " TO {}", self.to) }
-    }
-}
-
-/// Prints a table as PeerDB's mapping.
-struct Mapping<'a>(&'a TableMap);
-
-impl fmt::Display for Mapping<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{{from: {}, to: {}", self.0.from, self.0.to)?;
-        if !self.0.exclude.is_empty() {
-            write!(f, ", exclude: [{}]", idents(&self.0.exclude))?;
+        if !self.exclude.is_empty() {
+            write!(f, " EXCEPT ({})", idents(&self.exclude))?;
         }
-        f.write_str("}")
+        if let Some(condition) = &self.condition {
+            write!(f, " WHERE ({condition})")?;
+        }
+        if self.to == self.from { Ok(()) } else { write!(f, " TO {}", self.to) }
     }
 }
 

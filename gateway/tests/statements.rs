@@ -39,7 +39,7 @@ create peer x from postgres with (user = 'u', sslmode = 'nope', validate = false
 create peer x from mysql;
 select 'é' as a\\; drop peer shop, nix;
 select 'é' as a\\; show peers\\; select nonsense;
-create mirror m from shop to shop for table t where (a > 1);
+create mirror m from shop to shop for table t set (a = b(a));
 create mirror m from shop to shp for table a to b;
 wait for mirror m lsn 'x';
 show mirror m;
@@ -98,8 +98,8 @@ ERROR:  42703: column "nonsense" does not exist
 LINE 1: select 'é' as a; show peers; select nonsense;
                                             ^
 LOCATION:  errorMissingColumn, parse_relation.c:3665
-ERROR:  0A000: a row filter (WHERE) is not supported yet
-LINE 1: create mirror m from shop to shop for table t where (a > 1);
+ERROR:  0A000: a column expression (SET) is not supported yet
+LINE 1: create mirror m from shop to shop for table t set (a = b(a));
                                                       ^
 ERROR:  42704: peer "shp" does not exist
 LINE 1: create mirror m from shop to shp for table a to b;

@@ -58,7 +58,10 @@ pub struct Job {
     pub leaves: Vec<Leaf>,
     /// Keys and indexes are to be made after the copy.
     pub make_indexes: bool,
-    select: String,
+    /// Those that are copied, quoted.
+    columns: String,
+    /// In which they travel.
+    format: &'static str,
     insert: String,
     /// What puts the staged rows in the place of those that are there.
     replace: Option<finish::Replace>,
@@ -100,7 +103,8 @@ impl Job {
             ),
         });
         Job {
-            select: format!("copy (select {columns} from only {{table}}{{range}}) to stdout (format {format})"),
+            columns,
+            format,
             insert: format!("copy {}{into} from stdin (format {format})", stage.unwrap_or(table)),
             replace,
             failure: Mutex::new(None),
@@ -133,12 +137,21 @@ impl Job {
     }
 
     fn select(&self, range: &Range) -> String {
-        let condition = match (range.from, range.to) {
-            (0, None) => String::new(),
-            (from, None) => format!(" where ctid >= '({from},0)'"),
-            (from, Some(to)) => format!(" where ctid >= '({from},0)' and ctid < '({to},0)'"),
+        let mut condition = self.plan.where_clause();
+        let mut and = |part: String| {
+            condition.push_str(if condition.is_empty() { " where " } else { " and " });
+            condition.push_str(&part);
         };
-        self.select.replace("{table}", &self.leaves[range.leaf].name.quoted()).replace("{range}", &condition)
+        if range.from > 0 || range.to.is_some() {
+            and(format!("ctid >= '({},0)'", range.from));
+        }
+        if let Some(to) = range.to {
+            and(format!("ctid < '({to},0)'"));
+        }
+        let Job { columns, format, plan, leaves, .. } = self;
+        // A condition may name the table, whose partitions have other names.
+        let (leaf, table) = (leaves[range.leaf].name.quoted(), quote_ident(&plan.source.name.name));
+        format!("copy (select {columns} from only {leaf} as {table}{condition}) to stdout (format {format})")
     }
 }
 
@@ -441,7 +454,7 @@ mod tests {
             constraints: Vec::new(),
             last_number: 0,
         };
-        let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default() };
+        let plan = TablePlan { source, target_name: table, columns: ColumnChoice::default(), condition: None };
         Job::new(
             plan,
             blocks.iter().enumerate().map(leaf).collect(),
@@ -472,7 +485,7 @@ mod tests {
         let jobs = [job("parts", &[1, 1])];
         let statements: Vec<String> = plan_ranges(&jobs, true).iter().map(|r| jobs[0].select(r)).collect();
         assert!(
-            statements[0].contains("only \"public\".\"parts0\")") && statements[1].contains("\"parts1\""),
+            statements[0].contains("only \"public\".\"parts0\" as \"parts\")") && statements[1].contains("\"parts1\""),
             "{statements:?}"
         );
     }

@@ -35,7 +35,7 @@ use crate::sink::progress_row::{self, LATE_LANE};
 use crate::source::preflight::{Findings, plan_known_tables};
 use crate::source::publication::{self, Expected};
 use crate::source::replication::ReplicationConnection;
-use crate::source::slot;
+use crate::source::{condition, slot};
 use crate::start;
 use crate::status::Tracker;
 use crate::table_state::TableState;
@@ -265,6 +265,7 @@ impl Group<'_> {
             let mut findings = Findings::default();
             let name = [(table.source.clone(), table.target.clone())];
             let found = plan_known_tables(&context.mirror, source, &name, &mut findings).await?;
+            condition::check(source, &found, &mut findings).await?;
             if self.passes(&table.source, findings.into_result()).await? {
                 plans.extend(found);
             }

@@ -154,6 +154,7 @@ fn reshape(
         source: change::as_earlier(&shape.plan.source, &plan.source),
         target_name: plan.target_name.clone(),
         columns: plan.columns.clone(),
+        condition: plan.condition.clone(),
     };
     let around = Surroundings {
         types: &before.types,

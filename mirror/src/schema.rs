@@ -246,6 +246,8 @@ pub struct TablePlan {
     pub target_name: TableName,
     /// Which of its columns the mirror takes.
     pub columns: ColumnChoice,
+    /// Which of its rows, in SQL for the source; `None`: all.
+    pub condition: Option<String>,
 }
 
 impl TablePlan {
@@ -260,6 +262,11 @@ impl TablePlan {
             RowIdentity::Key(columns) => Some(columns),
             RowIdentity::InsertsOnly | RowIdentity::WholeRow => None,
         }
+    }
+
+    /// Returns the condition as a clause, or nothing: ` where (…)`. A comment at its end takes nothing of ours along.
+    pub fn where_clause(&self) -> String {
+        self.condition.as_ref().map_or_else(String::new, |condition| format!(" where ({condition}\n)"))
     }
 
     /// Returns what a person should know of this table.

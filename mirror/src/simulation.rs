@@ -351,7 +351,7 @@ fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {
         constraints: Vec::new(),
         last_number: COLUMNS.len() as i16,
     };
-    TablePlan { source, target_name: name.clone(), columns: ColumnChoice::default() }
+    TablePlan { source, target_name: name.clone(), columns: ColumnChoice::default(), condition: None }
 }
 
 fn target(oid: u32, name: &TableName, key: Vec<String>) -> TargetTable {

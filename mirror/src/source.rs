@@ -1,5 +1,6 @@
 //! The source's side of a mirror: what is made there, and what comes from there.
 
+pub mod condition;
 pub mod look;
 pub mod preflight;
 pub mod publication;

@@ -23,7 +23,7 @@ use crate::sink::postgres::PostgresSink;
 use crate::sink::{marks, progress_row, shapes};
 use crate::source::preflight::{self, Findings};
 use crate::source::replication::{CreatedSlot, ReplicationConnection};
-use crate::source::{publication, slot};
+use crate::source::{condition, publication, slot};
 use crate::state::MirrorState;
 use crate::table_state::TableState;
 use crate::worker::Context;
@@ -221,6 +221,7 @@ async fn check(
     let mut findings = Findings::default();
     let plans = preflight::plan_tables(mirror, source, &mut findings).await?;
     preflight::check_source(source, &plans, &mut findings).await?;
+    condition::check(source, &plans, &mut findings).await?;
     preflight::check_target(target, &mut findings).await?;
     let before = Before::look(context, source, target, &plans).await?;
     let mut fills = Fills::new();

@@ -230,7 +230,7 @@ mod tests {
 
     fn wanted(name: &str, target: &str) -> SelectedTable {
         let table = |name: &str| TableName::new("public", name);
-        SelectedTable { source: table(name), target: table(target), columns: ColumnChoice::default() }
+        SelectedTable { source: table(name), target: table(target), columns: ColumnChoice::default(), condition: None }
     }
 
     fn known(name: &str, state: TableState) -> MirrorTable {

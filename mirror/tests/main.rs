@@ -10,6 +10,7 @@ mod events;
 mod every_type;
 mod exactly_once;
 mod failover;
+mod filters;
 mod huge;
 mod keyless;
 mod late;

@@ -182,7 +182,10 @@ impl Fixture {
 
     /// Creates mirror `m` from `shop` to `dwh`.
     pub(crate) async fn create_mirror(&self, selection: &str, options: &str) {
-        let call = format!("call peergate.create_mirror('m', 'shop', 'dwh', '{selection}', '{options}')");
+        let call = format!(
+            "call peergate.create_mirror('m', 'shop', 'dwh', '{}', '{options}')",
+            selection.replace('\'', "''")
+        );
         self.control.batch_execute(&call).await.unwrap();
     }
 

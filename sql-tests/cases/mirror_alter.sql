@@ -7,6 +7,10 @@ create mirror everything from shop to dwh for all tables except (x, y);
 create mirror sales from shop to dwh for tables in schema sales except (sales.log);
 alter mirror m add table c, "Odd.Name" (id) to t.odd;
 alter mirror m add table c;
+alter mirror m alter table c (id) where (id > 5 -- not all
+    );
+alter mirror m alter table c (id) where (id > 5 -- not all
+    );
 alter mirror m drop table b;
 alter mirror everything add table x;
 alter mirror everything add table x;
@@ -37,6 +41,12 @@ alter mirror nix drop table a;
 alter mirror m add table a (id);
 alter mirror m add table c to s.b;
 alter mirror m drop table z;
+alter mirror m alter table z where (id > 1);
+alter mirror m alter table a to s.c;
+alter mirror everything alter table a where (id > 1);
+alter mirror m alter table a where id > 1;
+alter mirror m alter table a where ();
+alter mirror m alter table a where (id > 1));
 alter mirror m drop table a, b;
 alter mirror everything add table t to u;
 alter mirror sales add table t;

@@ -11,6 +11,8 @@ create mirror e from shop to dwh with table mapping (public.t:public.u, {from: v
 create mirror f from shop to dwh with schema mapping (public:copy, sales:sales);
 create mirror if not exists f from shop to dwh with schema mapping (public:copy, sales:sales);
 create mirror if not exists f from shop to dwh for all tables;
+create mirror g from shop to dwh for table t except (secret) where (id > 10 and "Name" <> ')' -- not all
+    ) to u, v (id) where (id % 2 = 0);
 select name, jsonb_pretty(selection) as selection, options from mirrors order by name;
 show mirrors;
 show mirror d;

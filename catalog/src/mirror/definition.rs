@@ -159,6 +159,8 @@ pub struct SelectedTable {
     pub target: TableName,
     /// Which of its columns.
     pub columns: ColumnChoice,
+    /// Which of its rows, in SQL for the source; `None`: all.
+    pub condition: Option<String>,
 }
 
 /// Which tables a mirror takes.
@@ -223,6 +225,10 @@ impl Selection {
                         given => Some(names(given)?),
                     },
                     except: v.get("exclude").map_or(Some(Vec::new()), |e| names(Some(e)))?,
+                },
+                condition: match v.get("where") {
+                    None | Some(Value::Null) => None,
+                    Some(given) => Some(given.as_str()?.to_owned()),
                 },
             })
         };

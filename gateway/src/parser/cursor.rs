@@ -181,6 +181,34 @@ impl<'a> Cursor<'a> {
         Ok(items)
     }
 
+    /// Reads what stands in parentheses and returns its text as it was written. It cannot have parameters: whoever reads it later has none.
+    pub(super) fn parenthesized_text(&mut self) -> Result<String, Refusal> {
+        self.expect(&Token::LParen)?;
+        let (begin, mut depth) = (self.next, 1);
+        while let Some(placed) = self.peek() {
+            match &placed.token {
+                Token::LParen => depth += 1,
+                Token::RParen => depth -= 1,
+                Token::Placeholder(_) => {
+                    let hint = Some("Write the value itself.".to_owned());
+                    let message = "a condition cannot have parameters".to_owned();
+                    let sqlstate = SqlState::FEATURE_NOT_SUPPORTED;
+                    return Err(Refusal { sqlstate, message, detail: None, hint, at: placed.start });
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+            self.next += 1;
+        }
+        let inside = &self.tokens[begin..self.next];
+        let (Some(first), Some(last)) = (inside.first(), inside.last()) else { return Err(self.unexpected()) };
+        let text = self.text.chars().skip(first.start).take(last.end - first.start).collect();
+        self.expect(&Token::RParen)?;
+        Ok(text)
+    }
+
     /// Reads an identifier at its full length: folded when not quoted.
     pub(super) fn long_ident(&mut self) -> Result<String, Refusal> {
         let name = match self.peek().map(|t| &t.token) {

@@ -3,7 +3,7 @@
 use super::cursor::Cursor;
 use super::options::{interval, options, with_options};
 use super::peer::names;
-use super::tables::{items, selection, tables};
+use super::tables::{item, items, selection, tables};
 use super::{Ours, Refusal, Spans};
 use crate::statement::{CreateMirror, MirrorChange, Statement, Until};
 
@@ -37,7 +37,7 @@ pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     Ok(Ours { statement: Statement::DropMirror { names, if_exists, keep_target_metadata, force }, spans })
 }
 
-/// `ALTER MIRROR name { ADD TABLE item, … | DROP TABLE table, … | REFRESH TABLES | SKIP TO LSN 'lsn' | SET ( … ) | RESET ( … ) | RENAME TO name }`
+/// `ALTER MIRROR name { ADD TABLE item, … | ALTER TABLE item | DROP TABLE table, … | REFRESH TABLES | SKIP TO LSN 'lsn' | SET ( … ) | RESET ( … ) | RENAME TO name }`
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let mut spans = Spans::default();
     cursor.expect_words(&["ALTER", "MIRROR"])?;
@@ -48,6 +48,9 @@ pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let change = if cursor.eat_word("ADD") {
         cursor.expect_words(&["TABLE"])?;
         MirrorChange::AddTables(items(cursor, &mut spans)?)
+    } else if cursor.eat_word("ALTER") {
+        cursor.expect_words(&["TABLE"])?;
+        MirrorChange::AlterTable(item(cursor, &mut spans, &mut 0)?)
     } else if cursor.eat_word("DROP") {
         cursor.expect_words(&["TABLE"])?;
         MirrorChange::DropTables(tables(cursor, &mut spans)?)

@@ -89,14 +89,14 @@ fn schema_mapping(cursor: &mut Cursor<'_>) -> Result<SchemaMap, Refusal> {
     Ok(SchemaMap { from, to: cursor.ident()? })
 }
 
-/// `table [( column, … )] [WHERE …] [SET …] [TO table [( column, … )]]`
-fn item(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Result<TableMap, Refusal> {
+/// `table [( column, … ) | EXCEPT ( column, … )] [WHERE ( condition )] [SET …] [TO table [( column, … )]]`
+pub(super) fn item(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Result<TableMap, Refusal> {
     note_table(cursor, spans, count);
     let from = table(cursor)?;
     let columns = if cursor.is(&Punctuation::LParen) { cursor.parenthesized(Cursor::ident)? } else { Vec::new() };
-    if cursor.is_word("WHERE") {
-        return Err(Refusal::unsupported("a row filter (WHERE)", cursor.position()));
-    }
+    let exclude =
+        if columns.is_empty() && cursor.eat_word("EXCEPT") { cursor.parenthesized(Cursor::ident)? } else { Vec::new() };
+    let condition = if cursor.eat_word("WHERE") { Some(cursor.parenthesized_text()?) } else { None };
     if cursor.is_word("SET") {
         return Err(Refusal::unsupported("a column expression (SET)", cursor.position()));
     }
@@ -104,7 +104,7 @@ fn item(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Result
     if cursor.is(&Punctuation::LParen) {
         return Err(Refusal::unsupported("renaming columns", cursor.position()));
     }
-    Ok(TableMap { from, to, columns, exclude: Vec::new() })
+    Ok(TableMap { columns, exclude, condition, ..TableMap::new(from, to) })
 }
 
 /// `table:table` or `{from: table, to: table [, exclude: [column, …]]}`, its parts in any order.
@@ -113,7 +113,7 @@ fn mapping(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Res
     if !cursor.eat(&Punctuation::LBrace) {
         let from = table(cursor)?;
         cursor.expect(&Punctuation::Colon)?;
-        return Ok(TableMap { from, to: table(cursor)?, columns: Vec::new(), exclude: Vec::new() });
+        return Ok(TableMap::new(from, table(cursor)?));
     }
     let (mut from, mut to, mut exclude) = (None, None, Vec::new());
     loop {
@@ -139,7 +139,7 @@ fn mapping(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Res
     }
     match (from, to) {
         (Some(from), Some(to)) if cursor.eat(&Punctuation::RBrace) => {
-            Ok(TableMap { from, to, columns: Vec::new(), exclude })
+            Ok(TableMap { exclude, ..TableMap::new(from, to) })
         }
         _ => Err(cursor.unexpected()),
     }

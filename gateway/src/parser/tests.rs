@@ -100,6 +100,7 @@ fn what_is_printed_parses_to_the_same() {
             "alter mirror M add table t, s.t (id, \"N\") to x.y",
             "ALTER MIRROR m ADD TABLE public.t, s.t (id, \"N\") TO x.y",
         ),
+        ("alter mirror m alter table t where (a = 1)", "ALTER MIRROR m ALTER TABLE public.t WHERE (a = 1)"),
         ("alter mirror m drop table t, s.u", "ALTER MIRROR m DROP TABLE public.t, s.u"),
         ("alter mirror m refresh tables", "ALTER MIRROR m REFRESH TABLES"),
         ("alter mirror m skip to lsn $1", "ALTER MIRROR m SKIP TO LSN $1"),
@@ -126,7 +127,11 @@ fn what_is_printed_parses_to_the_same() {
         ),
         (
             "create mirror m from a to b with table mapping ({exclude: [c, d,], to: public.b, from: a}) with (do_initial_copy=true)",
-            "CREATE MIRROR m FROM a TO b WITH TABLE MAPPING ({from: public.a, to: public.b, exclude: [c, d]}) WITH (do_initial_copy = 'true')",
+            "CREATE MIRROR m FROM a TO b FOR TABLE public.a EXCEPT (c, d) TO public.b WITH (do_initial_copy = 'true')",
+        ),
+        (
+            "create mirror m from a to b for table t except (x) where ( n in (1, 2) /* ) */ and \"N)\" <> ')' -- (\n ) to u, v (x) where ((a)->>'é' = 'ü')",
+            "CREATE MIRROR m FROM a TO b FOR TABLE public.t EXCEPT (x) WHERE (n in (1, 2) /* ) */ and \"N)\" <> ')') TO public.u, public.v (x) WHERE ((a)->>'é' = 'ü')",
         ),
         (
             "create mirror m from a to b with schema mapping (p:q)",
@@ -264,7 +269,7 @@ fn syntax_errors_are_postgres_own_words_at_the_token() {
 #[test]
 fn what_the_engine_cannot_do_yet_is_said_where_it_stands() {
     for (text, at) in [
-        ("create mirror m from a to b for table t where (x > 1)", 40),
+        ("create mirror m from a to b for table t where (x > $1)", 51),
         ("create mirror m from a to b for table t set (x = lower(x))", 40),
         ("create mirror m from a to b for table t (a) to u (b)", 49),
         ("create mirror m from a to b for $$select 1$$ with (mode = 'append')", 32),

@@ -60,7 +60,9 @@ pub async fn load(target: &PeerSession, mirror: &str) -> Result<Vec<Shape>, Erro
         .map(|row| {
             let Json(source) = row.try_get::<_, Json<SourceTable>>(0).map_err(|e| target.error(&e))?;
             let columns = ColumnChoice { only: row.get(5), except: row.get(6) };
-            Ok(Shape { listed: name(row, 1), plan: TablePlan { source, target_name: name(row, 3), columns } })
+            // Which rows come is for the source's publication to say.
+            let plan = TablePlan { source, target_name: name(row, 3), columns, condition: None };
+            Ok(Shape { listed: name(row, 1), plan })
         })
         .collect()
 }

@@ -102,14 +102,13 @@ pub async fn plan_known_tables(
     known: &[(TableName, TableName)],
     findings: &mut Findings,
 ) -> Result<Vec<TablePlan>, Error> {
-    let columns = |name: &TableName| match &mirror.selection {
-        Selection::Tables(tables) => tables.iter().find(|t| t.source == *name).map(|t| t.columns.clone()),
+    let listed = |name: &TableName| match &mirror.selection {
+        Selection::Tables(tables) => tables.iter().find(|t| t.source == *name).cloned(),
         Selection::All { .. } | Selection::Schemas { .. } => None,
     };
-    let selected = known.iter().map(|(name, target)| SelectedTable {
-        source: name.clone(),
-        target: target.clone(),
-        columns: columns(name).unwrap_or_default(),
+    let selected = known.iter().map(|(name, target)| {
+        let (columns, condition) = listed(name).map(|t| (t.columns, t.condition)).unwrap_or_default();
+        SelectedTable { source: name.clone(), target: target.clone(), columns, condition }
     });
     describe(source, selected.collect(), findings).await
 }
@@ -120,7 +119,7 @@ async fn describe(
     findings: &mut Findings,
 ) -> Result<Vec<TablePlan>, Error> {
     let mut plans = Vec::new();
-    for SelectedTable { source: name, target, columns } in selected {
+    for SelectedTable { source: name, target, columns, condition } in selected {
         match source_table(&source.client, &name).await.map_err(|e| source.error(&e))? {
             None => findings.add(
                 Problem::new(
@@ -130,7 +129,7 @@ async fn describe(
                 .detail("Views, foreign tables and sequences cannot be mirrored."),
             ),
             Some(table) => {
-                let plan = TablePlan { source: table, target_name: target, columns };
+                let plan = TablePlan { source: table, target_name: target, columns, condition };
                 check_columns(&plan, findings);
                 plans.push(plan);
             }
@@ -158,7 +157,7 @@ async fn listed(
         .filter(|name| !except.contains(name))
         .filter_map(|source| {
             let target = TableName::new(target_schema(&source)?, &source.name);
-            Some(SelectedTable { source, target, columns: ColumnChoice::default() })
+            Some(SelectedTable { source, target, columns: ColumnChoice::default(), condition: None })
         })
         .collect())
 }

@@ -16,6 +16,9 @@ pub fn names(object_name: &str) -> [String; 2] {
     [object_name.to_owned(), format!("{object_name}_inserts")]
 }
 
+/// Publications have row filters from this version on.
+pub const FILTERS_SINCE: u32 = 150_000;
+
 /// How long making a publication may wait for a lock; everybody else would queue behind us meanwhile.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '5s'";
 
@@ -39,7 +42,7 @@ pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]
     source.run(LOCK_TIMEOUT).await?;
     drop(source, object_name).await?;
     for (name, only_inserts, tables) in wanted(object_name, plans) {
-        let tables: Vec<String> = tables.iter().map(|p| p.source.name.quoted()).collect();
+        let tables: Vec<String> = tables.iter().map(|p| p.source.name.quoted() + &p.where_clause()).collect();
         let publish = if only_inserts { "insert, truncate" } else { "insert, update, delete, truncate" };
         let tables =
             if tables.is_empty() { String::new() } else { format!(" for table only {}", tables.join(", only ")) };
@@ -52,7 +55,7 @@ pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]
     marks(source, object_name, plans).await
 }
 
-/// Adds a table to the publication that it belongs to, unless it is there.
+/// Adds a table to the publication that it belongs to, unless it is there; with its row filter as it is now.
 ///
 /// To be done before the slot of its copy is made: then every transaction that the copy lacks has begun with the table published.
 ///
@@ -61,11 +64,22 @@ pub async fn create(source: &PeerSession, object_name: &str, plans: &[TablePlan]
 pub async fn add(source: &PeerSession, object_name: &str, plan: &TablePlan) -> Result<(), Error> {
     let [all, inserts] = names(object_name);
     let name = if matches!(plan.source.identity, RowIdentity::InsertsOnly) { inserts } else { all };
-    if is_member(source, &name, plan.source.oid).await? {
+    let (publication, table) = (quote_ident(&name), plan.source.name.quoted());
+    let add = format!("alter publication {publication} add table only {table}{}", plan.where_clause());
+    let add = if !is_member(source, &name, plan.source.oid).await? {
+        add
+    } else if plan.condition.is_some() || is_filtered(source, &name, plan.source.oid).await? {
+        // In one transaction, so that nothing is published by another filter or none.
+        format!("begin; alter publication {publication} drop table only {table}; {add}; commit")
+    } else {
         return Ok(());
-    }
+    };
     source.run(LOCK_TIMEOUT).await?;
-    source.run(&format!("alter publication {} add table only {}", quote_ident(&name), plan.source.name.quoted())).await
+    let added = source.run(&add).await;
+    if added.is_err() {
+        source.run("rollback").await?;
+    }
+    added
 }
 
 /// Takes a table out of the publications, if it is there.
@@ -90,6 +104,17 @@ async fn is_member(source: &PeerSession, publication: &str, table: u32) -> Resul
     let query = "
         select exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
                        where p.pubname = $1 and r.prrelid = $2)";
+    Ok(source.client.query_one(query, &[&publication, &table]).await.map_err(|e| source.error(&e))?.get(0))
+}
+
+/// Returns whether a publication has a row filter for the table. There are none before version 15.
+async fn is_filtered(source: &PeerSession, publication: &str, table: u32) -> Result<bool, Error> {
+    if source.version < FILTERS_SINCE {
+        return Ok(false);
+    }
+    let query = "
+        select exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+                       where p.pubname = $1 and r.prrelid = $2 and r.prqual is not null)";
     Ok(source.client.query_one(query, &[&publication, &table]).await.map_err(|e| source.error(&e))?.get(0))
 }
 

@@ -42,6 +42,7 @@ fn plan() -> TablePlan {
         source: source(vec![column(1, "id"), column(2, "a"), column(3, "b")]),
         target_name: TableName::new("public", "t"),
         columns: ColumnChoice::default(),
+        condition: None,
     }
 }
 
