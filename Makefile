@@ -1,6 +1,6 @@
 # The commands of this project; CONTRIBUTING.md explains them.
 
-.PHONY: demo test check clients regress bench bench-gateway bench-memory fuzz golden chaos matrix run
+.PHONY: demo test check clients regress bench bench-gateway bench-memory bench-verify fuzz golden chaos matrix run
 
 # Shows it all at work on sample servers of its own, and cleans up. DEMO_SECONDS (default 60) bounds the load.
 demo:
@@ -31,6 +31,11 @@ bench: bench-gateway
 bench-gateway:
 	scripts/setup.sh bench
 	cargo bench -p gateway --bench relay
+
+# VERIFY MIRROR on a table of VERIFY_ROWS (default 10,000,000) rows that changes meanwhile.
+bench-verify:
+	scripts/setup.sh
+	cargo bench -p mirror --bench verify
 
 # What the gateway and pgbouncer need in memory for 5,000 idle sessions, and for 10 GB to a slow reader. Needs 12 GB for the server.
 bench-memory:

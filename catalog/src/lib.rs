@@ -25,6 +25,7 @@ pub mod secret;
 pub mod slot;
 pub mod task;
 pub mod tls;
+pub mod verification;
 pub mod watch;
 pub mod wire;
 

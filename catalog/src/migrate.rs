@@ -31,6 +31,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0018_tasks", include_str!("../../migrations/0018_tasks.sql")),
     ("0019_alerts", include_str!("../../migrations/0019_alerts.sql")),
     ("0020_row_filters", include_str!("../../migrations/0020_row_filters.sql")),
+    ("0021_verify", include_str!("../../migrations/0021_verify.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -29,6 +29,7 @@ const OPERATE: &[&str] = &[
     "resume_mirror",
     "resync_mirror",
     "resync_table",
+    "start_verification",
     "test_alert",
     "validate_peer",
     "verify_mirror",

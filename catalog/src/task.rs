@@ -17,6 +17,8 @@ pub enum TaskKind {
     ResyncMirror,
     /// DROP MIRROR: done when nothing of the mirror is left on the peers.
     DropMirror,
+    /// VERIFY MIRROR: done when both sides have been compared. See [`crate::verification`].
+    VerifyMirror,
 }
 
 impl TaskKind {
@@ -28,6 +30,7 @@ impl TaskKind {
             TaskKind::AlterMirror => "alter_mirror",
             TaskKind::ResyncMirror => "resync_mirror",
             TaskKind::DropMirror => "drop_mirror",
+            TaskKind::VerifyMirror => "verify_mirror",
         }
     }
 }

@@ -128,3 +128,24 @@ async fn waiting_says_why_it_cannot_come_true() {
     client.batch_execute("rollback").await.unwrap();
     client.batch_execute("call peergate.wait_for_mirror('m', up_to_state => 'created')").await.unwrap();
 }
+
+/// What looks for work and finds none must not wake itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_for_peers_to_import_in_vain_notifies_nobody() {
+    let (cluster, client) = client().await;
+    let (listener, mut connection) = cluster.config("postgres").connect(NoTls).await.unwrap();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            if let tokio_postgres::AsyncMessage::Notification(notification) = message {
+                heard.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    listener.batch_execute("listen peergate").await.unwrap();
+    let claim = "update peergate.peer_import_runs set state = 'running' where due_at < '-infinity'";
+    client.batch_execute(&format!("{claim}; select pg_notify('peergate', 'end')")).await.unwrap();
+    assert_eq!(hears.recv().await.unwrap(), "end");
+    client.batch_execute("update peergate.peer_import_runs set state = 'pending'").await.unwrap();
+    assert_eq!(hears.recv().await.unwrap(), "import");
+}

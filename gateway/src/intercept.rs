@@ -13,7 +13,10 @@ use crate::fields::{Fields, frame};
 use crate::parser::Refusal;
 use crate::patch::{command_tag, translate};
 use crate::peers::Peers;
-use crate::rewrite::{Execution, Findings, Permit, Plan, awaits_import, failure, is_failure, plan_with, success};
+use crate::rewrite::{
+    Execution, Findings, Permit, Plan, VerificationOrder, awaits_import, failure, is_failure, is_sign_of_life,
+    plan_with, success,
+};
 use crate::statement::{Inspected, Statement, Value};
 use crate::tracker::{Attribution, Prepared, Tracker};
 use crate::validate::unusable;
@@ -41,6 +44,8 @@ pub struct Interceptor {
     /// Nothing of the client's goes on: an EXECUTE on a peer has been sent, and what follows it would be taken for its copy data.
     holds_back: bool,
     stage: Stage,
+    /// The last that was heard is that a transaction block is open.
+    in_block: bool,
 }
 
 /// How far an EXECUTE on a peer has come.
@@ -110,6 +115,8 @@ pub enum Action {
     Finish(Vec<u8>),
     /// It goes no further, and the server gets this answer.
     Reply(Vec<u8>),
+    /// It goes no further, and the task of a verification is made.
+    Verify(Box<VerificationOrder>),
     /// It goes no further: a peer has the word now, and [`Interceptor::has_run`] says what the server gets then.
     Execute(Box<Run>),
 }
@@ -163,6 +170,7 @@ impl Interceptor {
             has_run: false,
             holds_back: false,
             stage: Stage::None,
+            in_block: false,
         }
     }
 
@@ -423,6 +431,7 @@ impl Interceptor {
                 return instead.map_or(Action::Pass, |frame| Action::Replace(frame.to_vec()));
             }
             b'S' => self.learn(body),
+            b'Z' => self.in_block = body.first().is_some_and(|status| *status != b'I'),
             b'N' => return self.notice(body),
             b'E' => {
                 self.tag = None;
@@ -481,7 +490,15 @@ impl Interceptor {
             self.stage = Stage::Running;
             return Action::Execute(Box::new(run));
         }
-        self.tracker.current().map_or(Action::Pass, |a| self.translated(b'N', body, &a))
+        if is_sign_of_life(&fields, &self.nonce) {
+            return Action::Replace(Vec::new());
+        }
+        let Some(attribution) = self.tracker.current() else { return Action::Pass };
+        let verification = attribution.rewritten.verification(attribution.ordinal);
+        if let Some(order) = verification.and_then(|v| v.order(&fields, &self.nonce, self.in_block)) {
+            return Action::Verify(Box::new(order));
+        }
+        self.translated(b'N', body, &attribution)
     }
 
     fn translated(&self, tag: u8, body: &[u8], attribution: &Attribution) -> Action {

@@ -144,6 +144,8 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             mirror::alter
         } else if begins(&["RESYNC", "MIRROR"]) {
             mirror::resync
+        } else if begins(&["VERIFY", "MIRROR"]) {
+            mirror::verify
         } else if begins(&["DROP", "MIRROR"]) {
             mirror::drop
         } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {

@@ -7,6 +7,7 @@
 mod alert;
 mod execution;
 mod relation;
+mod verification;
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -28,6 +29,7 @@ use crate::statement::{
 pub(crate) use alert::{channels_from_json, conditions_from_json};
 pub use execution::{Execution, Permit, failure, is_failure, success};
 pub use relation::awaits_import;
+pub use verification::{Verification, VerificationOrder, is_sign_of_life};
 
 /// What was found out about a peer before a statement is forwarded: arguments of the statement's procedure by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,6 +169,8 @@ pub struct Rewritten {
     pub waits_for: Vec<String>,
     /// What peers are to run, in order.
     pub executions: Vec<Rc<Execution>>,
+    /// What is to be verified, in order.
+    pub verifications: Vec<Verification>,
 }
 
 /// Where a position in a rewritten text is in the client's.
@@ -205,6 +209,11 @@ impl Rewritten {
     /// Returns what a peer is to run as the `ordinal`th statement of the text.
     pub fn execution(&self, ordinal: usize) -> Option<&Rc<Execution>> {
         self.executions.iter().find(|e| e.ordinal == ordinal)
+    }
+
+    /// Returns what is to be verified by the `ordinal`th statement of the text.
+    pub fn verification(&self, ordinal: usize) -> Option<&Verification> {
+        self.verifications.iter().find(|v| v.ordinal == ordinal)
     }
 
     /// Returns the replaced statement that is the `ordinal`th of the text.
@@ -278,13 +287,14 @@ impl Plan {
     }
 
     fn write(self, mut replace: impl FnMut(&Ours, &mut Sql)) -> Rewritten {
-        let Plan { text, encoding, pieces, .. } = self;
+        let Plan { text, encoding, pieces, statement_count } = self;
         let text = text.as_slice();
         let mut out = Rewritten {
             text: Vec::with_capacity(text.len() + 256),
             placed: Vec::new(),
             waits_for: Vec::new(),
             executions: Vec::new(),
+            verifications: Vec::new(),
         };
         let (mut copied, mut original, mut new) = (0, 0, 0);
         for piece in pieces {
@@ -298,6 +308,10 @@ impl Plan {
                     replace(&ours, &mut sql);
                     if let Statement::WaitForMirror { name, .. } = &ours.statement {
                         out.waits_for.push(truncated(name).to_owned());
+                    }
+                    if let Statement::VerifyMirror { tables, repair, .. } = &ours.statement {
+                        let alone = statement_count == 1;
+                        out.verifications.push(Verification::new(piece.ordinal, tables, *repair, alone));
                     }
                     (ours.spans, None, false)
                 }
@@ -615,6 +629,16 @@ fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
                 sql.json(&tables.iter().map(table).collect());
             }
             sql.flag("if_exists", *if_exists);
+            sql.finish(nonce);
+        }
+        Statement::VerifyMirror { name, tables, repair } => {
+            sql.push("SELECT * FROM peergate.verify_mirror(");
+            sql.name(name);
+            if !tables.is_empty() {
+                sql.push(", tables => ");
+                sql.json(&tables.iter().map(table).collect());
+            }
+            sql.flag("repair", *repair);
             sql.finish(nonce);
         }
         Statement::PauseMirror { name, if_exists } | Statement::ResumeMirror { name, if_exists } => {

@@ -13,6 +13,7 @@ use catalog::Catalog;
 use catalog::connect::Attempt;
 use catalog::foreign::TOKEN_ROLE;
 use catalog::wire::Socket;
+use pg::SqlState;
 use pg::frame::startup_length;
 use pgwire::tokio::server::MaybeTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,6 +32,7 @@ use crate::peers::Directory;
 use crate::registry::{Identity, Place, Registry};
 use crate::relay::{End, Relay};
 use crate::reload::Reloader;
+use crate::rewrite::VerificationOrder;
 use crate::server::{LiveCell, Phase};
 use crate::startup::{First, Startup};
 use crate::tls::{self, Tls, negotiate};
@@ -129,6 +131,26 @@ impl Session {
                 }
             }
             announcing.set(false);
+        });
+    }
+
+    /// Makes the task of a verification, in the background. The query that waits for it says so if it does not come.
+    pub(crate) fn begin_verification(&self, order: VerificationOrder) {
+        let shared = self.shared.clone();
+        tokio::task::spawn_local(async move {
+            let VerificationOrder { mirror_id, tables, repair, waiter, asked_by, in_transaction_block } = order;
+            let catalog = &shared.catalog;
+            let made = if in_transaction_block {
+                let message = "VERIFY MIRROR … REPAIR cannot run inside a transaction block";
+                catalog
+                    .refuse_verification(mirror_id, &asked_by, waiter, SqlState::ACTIVE_SQL_TRANSACTION, message)
+                    .await
+            } else {
+                catalog.begin_verification(mirror_id, tables.as_deref(), repair, &asked_by, waiter).await.map(|_| ())
+            };
+            if let Err(error) = made {
+                tracing::warn!(error = %error, "cannot make the task of a verification");
+            }
         });
     }
 }

@@ -63,6 +63,15 @@ pub enum Statement {
         /// These tables; empty: all of it.
         tables: Vec<Table>,
     },
+    /// `VERIFY MIRROR`.
+    VerifyMirror {
+        /// The mirror.
+        name: String,
+        /// These tables; empty: all of it.
+        tables: Vec<Table>,
+        /// Rows that differ are mended.
+        repair: bool,
+    },
     /// `PAUSE MIRROR`.
     PauseMirror {
         /// The mirror.
@@ -550,6 +559,13 @@ impl fmt::Display for Statement {
             Statement::ResyncMirror { name, if_exists, tables } => {
                 write!(f, "RESYNC MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))?;
                 if tables.is_empty() { Ok(()) } else { write!(f, " TABLE {}", list(tables)) }
+            }
+            Statement::VerifyMirror { name, tables, repair } => {
+                write!(f, "VERIFY MIRROR {}", Ident(name))?;
+                if !tables.is_empty() {
+                    write!(f, " TABLE {}", list(tables))?;
+                }
+                f.write_str(when(*repair, " REPAIR"))
             }
             Statement::PauseMirror { name, if_exists } => {
                 write!(f, "PAUSE MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))

@@ -25,3 +25,4 @@ mod stage;
 mod statements;
 mod support;
 mod tls;
+mod verify;

@@ -21,6 +21,7 @@ use crate::progress::DurableLsn;
 use crate::sink::Sink;
 use crate::source::replication::{Incoming, ReplicationStream};
 use crate::status::Tracker;
+use crate::verify::brake::Brake;
 use crate::worker::Stop;
 
 pub use self::looking::Looking;
@@ -146,6 +147,7 @@ pub struct Apply {
     wanted: watch::Receiver<Lsn>,
     orders: mpsc::Receiver<Order>,
     hold: Hold,
+    brake: Brake,
     /// Batches that were handed over.
     handed_over: u64,
     /// Batches that were written, committed or not.
@@ -197,6 +199,7 @@ impl Apply {
             wanted,
             orders,
             hold: Hold::No,
+            brake: Brake::default(),
             handed_over: 0,
             written: 0,
             settling: Vec::new(),
@@ -230,7 +233,8 @@ impl Apply {
             self.hand_over(goal).await;
             self.assembler.take_left_out().into_iter().for_each(|left_out| self.tracker.note_left_out(left_out));
             self.hold_if_asked();
-            let full = self.is_full() || matches!(self.hold, Hold::Held(_));
+            self.brake.look(self.assembler.boundary(), self.written());
+            let full = self.is_full() || matches!(self.hold, Hold::Held(_)) || self.brake.stands();
             if std::mem::replace(&mut self.was_full, full) && !full {
                 self.stream.listen_anew();
             }
@@ -239,8 +243,11 @@ impl Apply {
                 biased;
                 () = stop.wait() => return self.finish().await,
                 result = self.done.recv() => self.note_done(result)?,
-                Some(order) = self.orders.recv() => self.obey(order),
+                Some(order) = self.orders.recv(), if self.brake.is_off() => self.obey(order),
                 tables = orders::released(&mut self.hold) => self.go_on(tables?),
+                kept = self.brake.changed() => if let Some((start, body)) = kept {
+                    self.message(start, body).await?;
+                },
                 incoming = self.stream.next(), if !full => {
                     let incoming = incoming?;
                     let taken = match self.take_in(incoming).await {
@@ -294,6 +301,7 @@ impl Apply {
 
     async fn take_in(&mut self, incoming: Incoming) -> Result<(), Error> {
         match incoming {
+            Incoming::Data(start, body) if !self.brake.lets_pass(start, &body) => {}
             Incoming::Data(start, body) => {
                 self.message(start, body).await?;
                 self.tracker.update(|s| s.received = s.received.max(start));
@@ -310,11 +318,13 @@ impl Apply {
     async fn take_buffered(&mut self) -> Result<(), Error> {
         let mut received = Lsn::ZERO;
         while !self.over_limits() && !self.holds_one() && (self.applying || !self.is_worthwhile()) {
-            if matches!(self.hold, Hold::Asked(..)) && self.assembler.boundary().is_some() {
+            let stops = matches!(self.hold, Hold::Asked(..)) || self.brake.is_asked() || self.brake.stands();
+            if stops && self.assembler.boundary().is_some() {
                 break;
             }
             match self.stream.next_buffered()? {
                 None => break,
+                Some(Incoming::Data(start, body)) if !self.brake.lets_pass(start, &body) => break,
                 Some(Incoming::Data(start, body)) => {
                     self.message(start, body).await?;
                     received = start;
@@ -347,7 +357,7 @@ impl Apply {
     async fn hand_over(&mut self, goal: Option<Lsn>) {
         let open = self.assembler.open();
         self.tracker.set_pending(self.in_flight.or(open.first_commit_time.filter(|_| !open.is_empty())));
-        if self.applying {
+        if self.applying || self.brake.holds() {
             return;
         }
         if let Some(position) = self.assembler.idle_position() {
@@ -356,7 +366,9 @@ impl Apply {
         }
         let whole = self.assembler.between_transactions() && !open.is_empty();
         let part = !self.assembler.between_transactions() && is_part(open);
-        let batch = if (whole && self.until_next_commit().is_none()) || part || self.over_limits() || self.holds_one() {
+        // Whoever has the stream stand still waits for what was taken in.
+        let may_commit = self.until_next_commit().is_none() || self.brake.stands();
+        let batch = if (whole && may_commit) || part || self.over_limits() || self.holds_one() {
             self.assembler.take()
         } else if let Some(position) = self.assembler.idle_position().filter(|p| *p > self.applied) {
             let asked = |wanted: Lsn| wanted > self.applied && position >= wanted;

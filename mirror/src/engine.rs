@@ -55,6 +55,7 @@ struct Worker {
     stop: watch::Sender<bool>,
     waited_for: Arc<Notify>,
     has_task: Arc<Notify>,
+    to_verify: Arc<Notify>,
 }
 
 /// The engine's state.
@@ -162,12 +163,13 @@ fn is_overdue(since_renewal: Duration) -> bool {
 }
 
 impl Engine {
-    /// A statement said something; returns whether everything is to be looked at. `wait:name` only asks the mirror to hurry.
+    /// A statement said something; returns whether everything is to be looked at. `wait:name` only asks the mirror to hurry, and
+    /// `verify:name` to look for verifications.
     fn notified(&self, payload: Option<String>) -> bool {
         let payload = payload.unwrap_or_default();
-        let Some(name) = payload.strip_prefix("wait:") else { return true };
+        let Some((what @ ("wait" | "verify"), name)) = payload.split_once(':') else { return true };
         for worker in self.workers.values().filter(|w| w.mirror == name) {
-            worker.waited_for.notify_one();
+            if what == "wait" { &worker.waited_for } else { &worker.to_verify }.notify_one();
         }
         false
     }
@@ -209,10 +211,10 @@ impl Engine {
         let id = assignment.mirror_id;
         let Some(epoch) = self.catalog.acquire_lease(id, &self.node_id, LEASE_TTL).await? else { return Ok(()) };
         let (stop, wish) = Stop::new();
-        let [waited_for, has_task] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let [waited_for, has_task, to_verify] = [(); 3].map(|()| Arc::new(Notify::new()));
         let local = Local::Running(assignment.generation.clone());
-        let notified = [waited_for.clone(), has_task.clone()];
-        let worker = Worker { mirror: assignment.name.clone(), epoch, local, stop, waited_for, has_task };
+        let notified = [waited_for.clone(), has_task.clone(), to_verify.clone()];
+        let worker = Worker { mirror: assignment.name.clone(), epoch, local, stop, waited_for, has_task, to_verify };
         self.workers.insert(id, worker);
         let mirror = match self.catalog.mirror(id).await {
             Ok(Some(mirror)) => mirror,

@@ -54,7 +54,7 @@ const HOLD_MAX: Duration = Duration::from_secs(10);
 /// The tasks that late tables are part of.
 const TASKS: &[TaskKind] = &[TaskKind::CreateMirror, TaskKind::AlterMirror, TaskKind::ResyncMirror];
 
-/// The main stream, as far as late tables need it.
+/// The main stream, as far as those need it that work beside it.
 pub struct Main {
     /// Tells it.
     pub orders: mpsc::Sender<Order>,
@@ -83,7 +83,11 @@ impl Main {
         told.await.map_err(|_| Error::Stopped)
     }
 
-    async fn tell(&self, order: Order) -> Result<(), Error> {
+    /// Tells it something.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if it has ended.
+    pub async fn tell(&self, order: Order) -> Result<(), Error> {
         self.orders.send(order).await.map_err(|_| Error::Stopped)
     }
 }
@@ -97,7 +101,7 @@ pub fn object_name(mirror: &str) -> String {
 ///
 /// # Errors
 /// [`Error::Restart`] if the main stream must begin anew to take tables in; [`Error::Fenced`] if another process has taken over.
-pub async fn run(context: Context, main: Main) -> Result<Infallible, Error> {
+pub async fn run(context: Context, main: Arc<Main>) -> Result<Infallible, Error> {
     let context = context.for_lane(LATE_LANE);
     // An earlier process may have left its slot behind.
     clean(&context).await;

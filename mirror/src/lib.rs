@@ -40,5 +40,6 @@ pub mod start;
 pub mod state;
 pub mod status;
 pub mod table_state;
+pub mod verify;
 pub mod wishes;
 pub mod worker;

@@ -41,7 +41,7 @@ pub struct PeerSession {
     pub attempt: Attempt,
     /// The server's version, such as 150018.
     pub version: u32,
-    /// Statements of [`PeerSession::run`] that are under way.
+    /// What is under way, of [`PeerSession::watched`].
     running: AtomicUsize,
 }
 
@@ -85,10 +85,23 @@ impl PeerSession {
     /// # Errors
     /// [`Error`] as the server's SQLSTATE says.
     pub async fn run(&self, statements: &str) -> Result<(), Error> {
+        self.done(self.client.batch_execute(statements)).await
+    }
+
+    /// Waits for a statement.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn done<T>(&self, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Error> {
+        self.watched(statement).await.map_err(|e| self.error(&e))
+    }
+
+    /// Waits for what is done in this session. Given up before its end, it is canceled on the server when the session is dropped.
+    pub async fn watched<T>(&self, work: impl Future<Output = T>) -> T {
         self.running.fetch_add(1, Ordering::Relaxed);
-        let result = self.client.batch_execute(statements).await;
+        let result = work.await;
         self.running.fetch_sub(1, Ordering::Relaxed);
-        result.map_err(|e| self.error(&e))
+        result
     }
 
     /// Sorts an error of this session.

@@ -29,7 +29,7 @@ use crate::source::{publication, slot};
 use crate::state::{Begin, Durable, MirrorState, begin};
 use crate::status::{Tracker, report_forever};
 use crate::table_state::TableState;
-use crate::{hindsight, known, late, standing, start, wishes};
+use crate::{hindsight, known, late, standing, start, verify, wishes};
 
 /// Tells a worker to stop. Clones see the same wish.
 #[derive(Clone)]
@@ -67,6 +67,8 @@ pub struct Context {
     pub waited_for: Arc<Notify>,
     /// Woken now and then while a statement's task is open.
     pub has_task: Arc<Notify>,
+    /// Woken when a verification of the mirror is wanted.
+    pub to_verify: Arc<Notify>,
     /// The target has caught up since the last failure.
     ran_well: Arc<AtomicBool>,
     /// Values are asked for as text, since a column's type has changed.
@@ -85,7 +87,7 @@ impl Context {
         mirror: Mirror,
         epoch: i64,
         stop: Stop,
-        [waited_for, has_task]: [Arc<Notify>; 2],
+        [waited_for, has_task, to_verify]: [Arc<Notify>; 3],
     ) -> Context {
         let [ran_well, as_text, looked_again] = std::array::from_fn(|_| Arc::new(AtomicBool::new(false)));
         let one_by_one_until = Arc::default();
@@ -98,6 +100,7 @@ impl Context {
             stop,
             waited_for,
             has_task,
+            to_verify,
             ran_well,
             as_text,
             one_by_one_until,
@@ -397,7 +400,7 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
     sink.tell(tell.clone());
     let expected = Arc::new(Mutex::new(expected));
     let left_behind = Arc::new(AtomicBool::new(false));
-    let late = late::Main {
+    let main = Arc::new(late::Main {
         orders,
         expected: expected.clone(),
         binary: tables.binary,
@@ -405,7 +408,7 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
         tracker: tracker.clone(),
         left_behind: left_behind.clone(),
         tell: tell.clone(),
-    };
+    });
     let (seen_by, seen) = mpsc::channel(1);
     let (watch, watched) = mpsc::unbounded_channel();
     let looking = Looking { looker: Looker::new(&mirror.source_name, &mirror.source), seen, watch };
@@ -434,21 +437,22 @@ async fn stream(context: &Context, source: PeerSession, mut sink: PostgresSink) 
         apply.run_to(&context.stop, None).await
     };
     let reporter = report_forever(context, tracker.clone(), source, &expected, wanted);
-    // In a task of its own, which ends with the set.
-    let mut late_tables = JoinSet::new();
-    late_tables.spawn(late::run(context.clone(), late).in_current_span());
+    // In tasks of their own, which end with the set.
+    let mut beside = JoinSet::new();
+    beside.spawn(late::run(context.clone(), main.clone()).in_current_span());
+    beside.spawn(verify::run(context.clone(), main).in_current_span());
     let result = tokio::select! {
         result = streaming => result,
         result = reporter => result.map(|never| match never {}),
         result = record_events(context, events) => result,
         result = hindsight::look_forever(context, known_now, seen_by, watched) => result.map(|never| match never {}),
-        Some(result) = late_tables.join_next() => match result {
+        Some(result) = beside.join_next() => match result {
             Ok(result) => result.map(|never| match never {}),
-            Err(panic) => Err(Error::Blocked(Problem::new(SqlState::INTERNAL_ERROR, format!("the copy of late tables failed: {panic}")))),
+            Err(panic) => Err(Error::Blocked(Problem::new(SqlState::INTERNAL_ERROR, format!("what works beside the stream failed: {panic}")))),
         },
     };
     drop(apply);
-    late_tables.shutdown().await;
+    beside.shutdown().await;
     if left_behind.load(Ordering::Relaxed) {
         // The next attempt may be long in coming.
         late::clean(context).await;

@@ -79,6 +79,8 @@ codes! {
     WRONG_STATE = b"55000";
     /// object_in_use.
     OBJECT_IN_USE = b"55006";
+    /// lock_not_available.
+    LOCK_NOT_AVAILABLE = b"55P03";
     /// query_canceled.
     QUERY_CANCELED = b"57014";
     /// config_file_error.
@@ -100,6 +102,8 @@ codes! {
     COMMAND_TAG = b"PGT01";
     /// Private to Peergate: an INFO message by which the catalog lets an EXECUTE on a peer go on.
     EXECUTION_PERMIT = b"PGT02";
+    /// Private to Peergate: an INFO message by which the catalog asks the gateway to make the task of a verification.
+    VERIFICATION_PERMIT = b"PGT03";
 }
 
 impl SqlState {

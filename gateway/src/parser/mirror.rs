@@ -1,4 +1,4 @@
-//! `CREATE`, `ALTER`, `RESYNC`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
+//! `CREATE`, `ALTER`, `RESYNC`, `VERIFY`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
 
 use super::cursor::Cursor;
 use super::options::{interval, options, with_options};
@@ -87,6 +87,17 @@ pub(super) fn resync(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
     let name = cursor.long_ident()?;
     let tables = if cursor.eat_word("TABLE") { tables(cursor, &mut spans)? } else { Vec::new() };
     Ok(Ours { statement: Statement::ResyncMirror { name, if_exists, tables }, spans })
+}
+
+/// `VERIFY MIRROR name [TABLE table, …] [REPAIR]`
+pub(super) fn verify(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["VERIFY", "MIRROR"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    let tables = if cursor.eat_word("TABLE") { tables(cursor, &mut spans)? } else { Vec::new() };
+    let repair = cursor.eat_word("REPAIR");
+    Ok(Ours { statement: Statement::VerifyMirror { name, tables, repair }, spans })
 }
 
 /// `PAUSE MIRROR [IF EXISTS] name` and `RESUME MIRROR [IF EXISTS] name`

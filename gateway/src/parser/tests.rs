@@ -108,6 +108,9 @@ fn what_is_printed_parses_to_the_same() {
         ("alter mirror m set (on_error = stop, x = 5)", "ALTER MIRROR m SET (on_error = 'stop', x = '5')"),
         ("alter mirror m reset (on_error, x)", "ALTER MIRROR m RESET (on_error, x)"),
         ("alter mirror m rename to \"N\"", "ALTER MIRROR m RENAME TO \"N\""),
+        ("verify mirror m", "VERIFY MIRROR m"),
+        ("verify mirror repair repair", "VERIFY MIRROR repair REPAIR"),
+        ("Verify Mirror \"M\" Table t, s.\"U\" Repair", "VERIFY MIRROR \"M\" TABLE public.t, s.\"U\" REPAIR"),
         ("resync mirror if exists m table t, s.u", "RESYNC MIRROR IF EXISTS m TABLE public.t, s.u"),
         (
             "create mirror m from a to b for all tables except (x, s.y)",

@@ -166,6 +166,11 @@ impl Relay {
                     cut.replace(header, buffer, &frame, out);
                     continue;
                 }
+                Action::Verify(order) => {
+                    self.session.begin_verification(*order);
+                    cut.replace(header, buffer, &[], out);
+                    continue;
+                }
                 Action::Reply(said) => Turn::Reply(said),
                 Action::Execute(execute) => Turn::Execute(execute),
             };

@@ -1,4 +1,4 @@
-//! What a running stream can be told: to leave tables out, and to stand still until others are handed over to it.
+//! What a running stream can be told: to leave tables out, and to stand still: until others are handed over to it, or both sides are looked at.
 
 use pg::{Lsn, TableName};
 use tokio::sync::oneshot;
@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use super::Apply;
 use crate::assemble::Tables;
 use crate::error::Error;
+use crate::verify::brake;
 
 /// What a running stream can be told.
 pub enum Order {
@@ -24,6 +25,8 @@ pub enum Order {
         /// Releases.
         released: oneshot::Receiver<Option<Tables>>,
     },
+    /// To stand still at a position that is known only later, see [`Brake`](brake::Brake).
+    Brake(brake::Ask),
 }
 
 /// Where a hold is.
@@ -47,7 +50,14 @@ impl Apply {
                 }
             }
             Order::Hold { at, released } => self.hold = Hold::Asked(at, released),
+            Order::Brake(ask) => self.brake.ask(ask),
         }
+    }
+
+    /// Returns where the target is, when nothing that was taken in is still on its way there.
+    pub(super) fn written(&self) -> Option<Lsn> {
+        let on_its_way = self.applying || self.uncommitted > 0 || !self.assembler.open().is_empty();
+        (!on_its_way).then_some(self.applied)
     }
 
     /// Begins a hold that was asked for, when no transaction is under way.

@@ -128,6 +128,22 @@ impl PostgresSink {
         PostgresSink::in_lane(writer, mirror, progress_row::LATE_LANE, epoch, applied).await
     }
 
+    /// Opens a further session for rows that are written beside the stream, while it stands still at `applied`: what is written has its
+    /// progress row as a fence, and does not move it.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn open_beside(
+        peer: &str,
+        options: &PeerOptions,
+        mirror: &str,
+        epoch: i64,
+        applied: Lsn,
+    ) -> Result<PostgresSink, Error> {
+        let writer = open_writer(peer, options).await?;
+        PostgresSink::in_lane(writer, mirror, progress_row::MAIN_LANE, epoch, applied).await
+    }
+
     async fn in_lane(
         (target, triggers_fire): (PeerSession, bool),
         mirror: &str,

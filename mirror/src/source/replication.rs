@@ -186,7 +186,21 @@ impl ReplicationConnection {
             (true, false) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT"),
             (false, false) => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput NOEXPORT_SNAPSHOT"),
         };
-        let rows = self.query(&command).await?;
+        self.made(&command).await
+    }
+
+    /// Makes a slot that is gone with this connection, and a snapshot of the database at exactly its consistent point.
+    ///
+    /// # Errors
+    /// [`Error`] as the server's SQLSTATE says.
+    pub async fn create_temporary_slot(&mut self, slot: &str, server_version: u32) -> Result<CreatedSlot, Error> {
+        let snapshot = if server_version >= 150_000 { "(SNAPSHOT 'export')" } else { "EXPORT_SNAPSHOT" };
+        let command = format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput {snapshot}", quote_ident(slot));
+        self.made(&command).await
+    }
+
+    async fn made(&mut self, command: &str) -> Result<CreatedSlot, Error> {
+        let rows = self.query(command).await?;
         let field = |n: usize| rows.first().and_then(|r| r.get(n)?.clone());
         match field(1).and_then(|t| t.parse().ok()) {
             Some(consistent_point) => Ok(CreatedSlot { consistent_point, snapshot: field(2) }),
