@@ -33,4 +33,4 @@ wait for mirror m lsn 'here';
 wait for mirror m timeout 'soon';
 wait for mirror m state runing;
 select * from mirrors;
-select id, kind, mirror, state, created_by from tasks;
+select id, kind, mirror, created_by from tasks;
