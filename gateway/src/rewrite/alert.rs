@@ -2,7 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Found, Sql, array, options};
+use super::inspect::Found;
+use super::sql::{Sql, array, options};
 use crate::statement::{
     AlertChange, AlertChannel, AlertCondition, AlertOn, AlterAlert, CreateAlert, GivenOption, Statement, Value,
 };

@@ -1,5 +1,7 @@
 //! What the statements become, and where positions lead.
 
+use serde_json::json;
+
 use super::*;
 
 const NONCE: &str = "n0";

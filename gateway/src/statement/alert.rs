@@ -4,7 +4,8 @@ use std::fmt;
 
 use catalog::alert::channel::is_secret;
 
-use super::{GivenOption, Ident, Inspected, Value, With, given, idents, list, when};
+use super::print::{Ident, With, given, idents, list, when};
+use super::{GivenOption, Inspected, Value};
 
 /// `CREATE ALERT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
