@@ -99,7 +99,7 @@ LINE 1: select 'é' as a; show peers; select nonsense;
                                             ^
 LOCATION:  errorMissingColumn, parse_relation.c:3665
 ERROR:  0A000: a column expression (SET) is not supported yet
-LINE 1: create mirror m from shop to shop for table t set (a = b(a));
+LINE 1: create mirror m from shop to shop for table t set (a = b(a))...
                                                       ^
 ERROR:  42704: peer "shp" does not exist
 LINE 1: create mirror m from shop to shp for table a to b;
