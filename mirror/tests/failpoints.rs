@@ -146,6 +146,13 @@ async fn copy_and_stream(fixture: &Fixture) {
         fixture.caught_up().await;
     }
     fixture.assert_equal().await;
+    let behind_its_back =
+        "delete from t where id = 50; update t set n = -1 where id = 60; insert into t (id) values (-1)";
+    fixture.target.batch_execute(behind_its_back).await.unwrap();
+    fixture.control.batch_execute("call peergate.start_verification('m', repair => true)").await.unwrap();
+    let open = "select count(*) from peergate.tasks where kind = 'verify_mirror' and state in ('pending', 'running')";
+    fixture.wait_until(open, "0").await;
+    fixture.assert_equal().await;
     drop_mirror(fixture).await;
 }
 

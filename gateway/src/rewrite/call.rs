@@ -195,7 +195,7 @@ pub(super) fn alter_peer(sql: &mut Sql, name: &str, if_exists: bool, change: &Pe
     sql.finish(nonce);
 }
 
-/// Writes a call that raises the refusal, at the part that [`Spans::refusal`] names.
+/// Writes a call that raises the refusal, at the part that [`Spans::refusal`](crate::parser::Spans::refusal) names.
 pub(super) fn raise(sql: &mut Sql, refusal: &Refusal) {
     sql.push("CALL peergate.raise_error(");
     sql.literal(refusal.sqlstate.as_str());
