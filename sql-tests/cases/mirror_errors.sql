@@ -17,7 +17,6 @@ create mirror m from shop to dwh for all tables with (batch_bytes_max = 'many');
 create mirror m from shop to dwh for all tables with (copy_parallel_workers = 65);
 create mirror m from shop to dwh for all tables with (mode = 'copy_onyl');
 -- Not yet.
-create mirror m from shop to dwh for table t where (a > 1);
 create mirror m from shop to dwh for table t set (a = lower(a)) to u;
 create mirror m from shop to dwh for table t (a) to u (b);
 create mirror m from shop to dwh with table mapping ({from: a, to: b, key: id});
