@@ -242,7 +242,9 @@ fn diff(expected: &Path, result: &Path) -> String {
 fn normalise(text: &str, replaced: &[(String, &str)]) -> String {
     let mut result = String::new();
     for line in text.lines().filter(|line| !line.starts_with("LOCATION:  ")) {
-        let mut rest = line;
+        // A port may look like the SQLSTATE of a message.
+        let (head, mut rest) = line.split_at(message_head(line));
+        result.push_str(head);
         let mut before = None;
         while let Some(first) = rest.chars().next() {
             let at_word = !before.is_some_and(|c: char| c.is_ascii_alphanumeric() || c == '_');
@@ -267,6 +269,14 @@ fn normalise(text: &str, replaced: &[(String, &str)]) -> String {
         result.push('\n');
     }
     result
+}
+
+/// The length of `ERROR:  42501: ` and the like, with which a message begins; 0 if the line is none.
+fn message_head(line: &str) -> usize {
+    let severity = line.find(|c: char| !c.is_ascii_uppercase()).unwrap_or(0);
+    let Some((code, _)) = line[severity..].strip_prefix(":  ").and_then(|rest| rest.split_once(": ")) else { return 0 };
+    let is_code = code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+    if severity > 0 && is_code { severity + ":  42501: ".len() } else { 0 }
 }
 
 /// The length of the LSN that `text` starts with. Short second halves, as in the fraction 1/2, are left alone.
@@ -305,6 +315,7 @@ fn what_changes_is_replaced_and_the_rest_is_not() {
     let replaced = [("45123".to_owned(), "PEER_PORT")];
     let normal = |text: &str| normalise(text, &replaced);
     assert_eq!(normal("port 45123, 451234, x45123"), "port PEER_PORT, 451234, x45123\n");
+    assert_eq!(normal("ERROR:  45123: no 45123"), "ERROR:  45123: no PEER_PORT\n");
     assert_eq!(normal("at 16/B374D848, 1/2, ABCDEFABC/123456"), "at LSN, 1/2, ABCDEFABC/123456\n");
     assert_eq!(normal("2026-01-02 03:04:05.678+00 and 1999-01-02 03:04:05"), "TIMESTAMP and 1999-01-02 03:04:05\n");
     assert_eq!(normal("with PID 4711."), "with PID.\n");
