@@ -9,7 +9,7 @@ fn table(name: &str, condition: &str) -> Value {
     json!({"from": name, "to": name, "where": condition})
 }
 
-async fn has_filters(fixture: &Fixture) -> bool {
+pub(crate) async fn has_filters(fixture: &Fixture) -> bool {
     ask(&fixture.source, "show server_version_num").await.parse::<u32>().unwrap() >= 150_000
 }
 
@@ -92,7 +92,8 @@ async fn copy_and_stream_take_the_same_rows_and_those_that_cross_the_line_come_a
     same_rows(&fixture, &tables).await;
 }
 
-async fn refused_before_15(fixture: &Fixture) {
+/// What a mirror of some rows comes to where publications have no filters.
+pub(crate) async fn refused_before_15(fixture: &Fixture) {
     fixture.source.batch_execute("create table t (id int primary key)").await.unwrap();
     fixture.create_mirror(&json!({"tables": [table("t", "id > 1")]}).to_string(), "{}").await;
     let error = fixture.try_caught_up().await.unwrap_err();
