@@ -19,6 +19,7 @@ pub mod node;
 pub mod notify;
 pub mod peer;
 pub mod preflight;
+pub mod rehearsal;
 pub mod removal;
 mod roles;
 pub mod secret;

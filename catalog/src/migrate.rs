@@ -32,6 +32,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0019_alerts", include_str!("../../migrations/0019_alerts.sql")),
     ("0020_row_filters", include_str!("../../migrations/0020_row_filters.sql")),
     ("0021_verify", include_str!("../../migrations/0021_verify.sql")),
+    ("0022_explain", include_str!("../../migrations/0022_explain.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -121,6 +121,7 @@ mod tests {
             "CREATE PEER",
             "ALTER PEER",
             "VALIDATE PEER",
+            "EXPLAIN",
             "GRANT",
             "WAIT FOR MIRROR",
             "SHOW TASKS",

@@ -18,6 +18,7 @@ pub mod embedded;
 pub mod encoding;
 pub mod error;
 mod execute;
+pub mod explain;
 pub mod fields;
 mod halves;
 pub mod healthcheck;

@@ -8,6 +8,7 @@ mod alert;
 mod comment;
 mod cursor;
 pub(crate) mod execute;
+mod explain;
 mod help;
 mod mirror;
 mod options;
@@ -138,6 +139,8 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             peer::alter
         } else if begins(&["DROP", "PEER"]) {
             peer::drop
+        } else if begins(&["EXPLAIN"]) && explain::is_ours(text) {
+            explain::explain
         } else if begins(&["CREATE", "MIRROR"]) {
             mirror::create
         } else if begins(&["ALTER", "MIRROR"]) {

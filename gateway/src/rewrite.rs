@@ -23,7 +23,7 @@ pub(crate) use self::alert::{channels_from_json, conditions_from_json};
 use self::call::{call, raise};
 pub use self::execution::{Execution, Permit, failure, is_failure, success};
 use self::inspect::{Found, hidden_parameter, inspected};
-pub(crate) use self::mirror::selection_from_json;
+pub(crate) use self::mirror::{procedure_call, selection_from_json};
 pub use self::relation::awaits_import;
 use self::sql::{Sql, ascii};
 pub use self::verification::{Verification, VerificationOrder, is_sign_of_life};

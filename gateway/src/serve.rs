@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use catalog::Catalog;
 use catalog::connect::{Connector, chain};
 use catalog::foreign::GatewayAddress;
 use catalog::peer::PeerOptions;
+use catalog::rehearsal::Rehearsal;
 use catalog::secret::Keyring;
 use gateway::config::{CatalogSource, Config, Secret};
 use gateway::embedded::{DataDir, EmbeddedCatalog, INTERNAL_ROLE, PasswordPlace, ROLE, internal_password};
@@ -82,7 +84,8 @@ async fn serve_on(
     if config.role.runs_gateway() {
         raise_file_limit(config.sessions_max);
         // A pool of its own: its sessions live on the gateway's threads and end with them, before the engine does.
-        let server = Server::bind(ServerOptions::from_config(config), access.open(keyring.clone())?).await?;
+        let options = ServerOptions { planner: Some(plan_mirror), ..ServerOptions::from_config(config) };
+        let server = Server::bind(options, access.open(keyring.clone())?).await?;
         let address = server.local_addr()?;
         if !address.ip().is_loopback() && config.tls.is_none() {
             tracing::info!(%address, "listening beyond this machine without TLS");
@@ -132,6 +135,11 @@ async fn serve_on(
         Some(error) => error,
         None => drained.and(stopped),
     }
+}
+
+/// What the gateway asks of the engine: what a mirror would do.
+fn plan_mirror(rehearsal: Rehearsal) -> Pin<Box<dyn Future<Output = serde_json::Value> + Send>> {
+    Box::pin(async move { mirror::explain::explain(&rehearsal).await.to_json() })
 }
 
 /// Seals all secrets with a new key. Processes that share the key file take it up at once.

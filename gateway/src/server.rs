@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::backend::Backend;
 use crate::config::{Config, TlsClients, TlsFiles};
 use crate::error::Error;
+use crate::explain::Planner;
 use crate::intake::HELD_BUFFERS_MAX;
 use crate::metrics::{Events, Figures};
 use crate::peers::Directory;
@@ -45,6 +46,8 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// Threads that serve sessions; 0: one per core.
     pub threads: usize,
+    /// Works out what mirrors would do; without it, there is no EXPLAIN of them.
+    pub planner: Option<Planner>,
 }
 
 impl ServerOptions {
@@ -59,6 +62,7 @@ impl ServerOptions {
             login_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
             threads: 0,
+            planner: None,
         }
     }
 
@@ -216,6 +220,7 @@ impl Server {
             backend,
             peers: Directory::new(catalog.clone()),
             catalog,
+            planner: options.planner,
             registry: Arc::default(),
             phase: watched,
             events: Events::default(),

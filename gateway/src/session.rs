@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::admin;
 use crate::backend::{Backend, Connected, cancel, cancel_packet, tune};
 use crate::error::Fatal;
+use crate::explain::Planner;
 use crate::halves::Halves;
 use crate::login::{Refused, authenticate, authenticate_token, open_peer};
 use crate::metrics::Events;
@@ -50,6 +51,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Shared {
     pub(crate) backend: Backend,
     pub(crate) catalog: Catalog,
+    /// Works out what mirrors would do.
+    pub(crate) planner: Option<Planner>,
     /// The peers that can be named.
     pub(crate) peers: Directory,
     pub(crate) registry: Arc<Registry>,

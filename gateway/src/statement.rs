@@ -55,6 +55,13 @@ pub enum Statement {
         /// What is changed.
         change: MirrorChange,
     },
+    /// `EXPLAIN` of CREATE or ALTER MIRROR.
+    ExplainMirror {
+        /// What is explained.
+        statement: Box<Statement>,
+        /// As JSON.
+        json: bool,
+    },
     /// `RESYNC MIRROR`.
     ResyncMirror {
         /// The mirror.
@@ -189,9 +196,9 @@ impl Statement {
         match self {
             Statement::CreatePeer(peer) => of_peer(&peer.options),
             Statement::AlterPeer(AlterPeer { change: PeerChange::Set(options), .. }) => of_peer(options),
-            Statement::AlterPeer(AlterPeer { change: PeerChange::Reset(_), .. }) | Statement::ValidatePeer { .. } => {
-                Some(Vec::new())
-            }
+            Statement::AlterPeer(AlterPeer { change: PeerChange::Reset(_), .. })
+            | Statement::ValidatePeer { .. }
+            | Statement::ExplainMirror { .. } => Some(Vec::new()),
             Statement::CreateAlert(alert) => Some(alert::inspected(&alert.channels)),
             Statement::AlterAlert(AlterAlert { change: AlertChange::Define { channels, .. }, .. })
                 if !channels.is_empty() =>

@@ -14,13 +14,19 @@ use catalog::secret::SecretError;
 use pg::SqlState;
 use serde_json::{Value as Json, json};
 
+use crate::explain::{self, Planner};
 use crate::intercept::PeerQuestion;
 use crate::parser::truncated;
 use crate::rewrite::Findings;
 use crate::statement::{AlertChange, AlertChannel, AlterAlert, AlterPeer, CreateAlert, PeerChange, Statement};
 
 /// Finds out about one statement of a session whose login role is `role`.
-pub(crate) async fn find_out(catalog: &Catalog, role: &str, question: &PeerQuestion) -> Findings {
+pub(crate) async fn find_out(
+    catalog: &Catalog,
+    planner: Option<Planner>,
+    role: &str,
+    question: &PeerQuestion,
+) -> Findings {
     let given = match &question.options {
         Ok(options) => match &question.statement {
             Statement::CreateAlert(CreateAlert { channels, .. })
@@ -66,6 +72,7 @@ pub(crate) async fn find_out(catalog: &Catalog, role: &str, question: &PeerQuest
             change.find_out(catalog).await
         }
         Statement::ValidatePeer { name, verbose } => examine(catalog, role, truncated(name), *verbose).await,
+        Statement::ExplainMirror { statement, .. } => explain::find_out(catalog, planner, role, statement).await,
         _ => Findings::default(),
     }
 }

@@ -274,13 +274,14 @@ impl Group<'_> {
                 plans.extend(found);
             }
         }
-        let before = Before::look(context, source, target, &plans).await?;
+        let known = prepare::known_tables(context).await?;
+        let before = Before::look(&context.mirror, known, source, target, &plans).await?;
         let mut ready = Vec::new();
         let mut fills = Fills::new();
         for plan in plans {
             let name = plan.source.name.clone();
             let mut findings = Findings::default();
-            let filling = prepare::decide(context, &plan, &before, &mut findings);
+            let filling = prepare::decide(&context.mirror, &plan, &before, &mut findings);
             if !self.passes(&name, findings.into_result()).await? {
                 continue;
             }

@@ -19,6 +19,7 @@ pub mod copy;
 pub mod engine;
 pub mod enums;
 pub mod error;
+pub mod explain;
 mod guard;
 pub mod hindsight;
 pub mod known;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use catalog::event::Event;
-use catalog::mirror::{Ddl, MirrorTable, Mode};
+use catalog::mirror::{Ddl, Mirror, MirrorTable, Mode};
 use pg::name::quote_ident;
 use pg::{SqlState, TableName};
 
@@ -51,22 +51,24 @@ pub struct Before {
 }
 
 impl Before {
-    /// Looks at both sides and the catalog.
+    /// Looks at both sides. `known` is what the catalog knows.
     ///
     /// # Errors
     /// [`Error`] as the servers' SQLSTATE says.
     pub async fn look(
-        context: &Context,
+        mirror: &Mirror,
+        known: Known,
         source: &PeerSession,
         target: &PeerSession,
         plans: &[TablePlan],
     ) -> Result<Before, Error> {
-        // A mirror that was never begun has made nothing on the target.
-        let shapes = shapes::load(target, &context.mirror.object_name).await?;
+        // A target of no mirror has no such table.
+        let shapes =
+            if shapes::are_kept(target).await? { shapes::load(target, &mirror.object_name).await? } else { Vec::new() };
         Ok(Before {
             targets: describe_targets(target, plans).await?,
             types: column_types(source, plans).await?,
-            known: known_tables(context).await?,
+            known,
             shapes: shapes.into_iter().map(|shape| (shape.listed.clone(), shape)).collect(),
         })
     }
@@ -83,8 +85,8 @@ pub async fn known_tables(context: &Context) -> Result<Known, Error> {
 
 /// Decides how a table is filled. What keeps the target from taking its rows, or rows there that are not the mirror's, is put in
 /// `findings`.
-pub fn decide(context: &Context, plan: &TablePlan, before: &Before, findings: &mut Findings) -> Filling {
-    let options = &context.mirror.options;
+pub fn decide(mirror: &Mirror, plan: &TablePlan, before: &Before, findings: &mut Findings) -> Filling {
+    let options = &mirror.options;
     let target = before.targets.get(&plan.target_name);
     let table = before.known.get(&plan.source.name);
     let begun = |t: &MirrorTable| {
@@ -108,7 +110,7 @@ pub fn decide(context: &Context, plan: &TablePlan, before: &Before, findings: &m
     let mut altered = None;
     match target {
         Some(target) if fill != Some(Fill::Recreate) => {
-            altered = table.filter(|t| t.replaces).and_then(|table| reshape(context, plan, target, table, before));
+            altered = table.filter(|t| t.replaces).and_then(|table| reshape(mirror, plan, target, table, before));
             findings.check(plan.check_target(altered.as_ref().map_or(target, |altered| &altered.target)));
         }
         Some(_) => {}
@@ -141,13 +143,13 @@ pub fn decide(context: &Context, plan: &TablePlan, before: &Before, findings: &m
 
 /// Works out what makes a target table, which has a complete copy, like its source has become since; `None` if there is nothing to do.
 fn reshape(
-    context: &Context,
+    mirror: &Mirror,
     plan: &TablePlan,
     target: &TargetTable,
     table: &MirrorTable,
     before: &Before,
 ) -> Option<Alteration> {
-    let options = &context.mirror.options;
+    let options = &mirror.options;
     let shape = before.shapes.get(&plan.source.name).filter(|_| options.ddl == Ddl::Apply)?;
     let created = table.created.is_some();
     let earlier = TablePlan {

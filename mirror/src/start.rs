@@ -223,11 +223,11 @@ async fn check(
     preflight::check_source(source, &plans, &mut findings).await?;
     condition::check(source, &plans, &mut findings).await?;
     preflight::check_target(target, &mut findings).await?;
-    let before = Before::look(context, source, target, &plans).await?;
+    let before = Before::look(mirror, prepare::known_tables(context).await?, source, target, &plans).await?;
     let mut fills = Fills::new();
     for plan in &plans {
         findings.check(check_root(plan, &plans));
-        let filling = prepare::decide(context, plan, &before, &mut findings);
+        let filling = prepare::decide(mirror, plan, &before, &mut findings);
         fills.insert(plan.source.name.clone(), filling);
     }
     findings.into_result()?;

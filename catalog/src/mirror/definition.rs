@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pg::{Lsn, TableName};
 use serde_json::Value;
+use tokio_postgres::GenericClient;
 
 use super::{Applied, lsn};
 use crate::peer::PeerOptions;
@@ -282,6 +283,15 @@ impl Catalog {
     /// # Errors
     /// [`Error::Secret`] if a secret cannot be opened, [`Error::Unexpected`] if the definition cannot be read.
     pub async fn mirror(&self, mirror_id: i64) -> Result<Option<Mirror>, Error> {
+        self.read_mirror(&**self.client().await?, mirror_id).await
+    }
+
+    /// As [`Catalog::mirror`], as a session sees it.
+    pub(crate) async fn read_mirror(
+        &self,
+        client: &impl GenericClient,
+        mirror_id: i64,
+    ) -> Result<Option<Mirror>, Error> {
         let query = "
             select d.name, d.object_name, s.name, peergate.peer_document(s.id), t.name, peergate.peer_document(t.id), d.selection,
                    (select jsonb_object_agg(o.name, case o.type when 'interval' then extract(epoch from v.value::interval)::text
@@ -295,7 +305,7 @@ impl Catalog {
             join peergate.peers t on t.id = d.target_id
             join peergate.mirror_runtime r on r.mirror_id = d.id
             where d.id = $1";
-        let Some(row) = self.client().await?.query_opt(query, &[&mirror_id]).await? else { return Ok(None) };
+        let Some(row) = client.query_opt(query, &[&mirror_id]).await? else { return Ok(None) };
         Ok(Some(Mirror {
             id: mirror_id,
             name: row.get(0),

@@ -157,6 +157,11 @@ impl<'a> Cursor<'a> {
         found
     }
 
+    /// Takes whatever comes next.
+    pub(super) fn skip(&mut self) {
+        self.next += 1;
+    }
+
     pub(super) fn expect(&mut self, punctuation: &Punctuation) -> Result<(), Refusal> {
         if self.eat(punctuation) { Ok(()) } else { Err(self.unexpected()) }
     }

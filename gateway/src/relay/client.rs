@@ -194,7 +194,8 @@ impl Relay {
             let found = async {
                 let mut findings = Vec::new();
                 for peer in &question.peers {
-                    findings.push(Ok(find_out(&self.session.shared.catalog, &self.session.user, peer).await));
+                    let (shared, user) = (&self.session.shared, &self.session.user);
+                    findings.push(Ok(find_out(&shared.catalog, shared.planner, user, peer).await));
                 }
                 findings
             };

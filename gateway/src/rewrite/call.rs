@@ -10,9 +10,10 @@ use crate::statement::{AlterPeer, PeerChange, Role, Statement, Until, Value};
 /// Writes any of our statements but those for which something is found out.
 pub(super) fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
     match &ours.statement {
-        Statement::CreatePeer(_) | Statement::ValidatePeer { .. } | Statement::CreateAlert(_) => {
-            unreachable!("something is found out for it")
-        }
+        Statement::CreatePeer(_)
+        | Statement::ValidatePeer { .. }
+        | Statement::ExplainMirror { .. }
+        | Statement::CreateAlert(_) => unreachable!("something is found out for it"),
         Statement::AlterAlert(alert) => {
             alert::alter(sql, alert, None);
             sql.finish(nonce);

@@ -1,5 +1,6 @@
 //! Statements for which something is found out before they are forwarded, and how that gets into them.
 
+use super::mirror::procedure_call;
 use super::sql::{Sql, array};
 use super::{Findings, alert};
 use crate::statement::{AlterPeer, Inspected, PeerChange, Statement, Value};
@@ -71,6 +72,17 @@ pub(super) fn inspected(
             found.argument(sql, "report", false);
             found.argument(sql, "validation", false);
             return sql.push(")");
+        }
+        Statement::ExplainMirror { statement, json } => {
+            sql.push(if *json {
+                "SELECT peergate.explain_mirror_json("
+            } else {
+                "SELECT * FROM peergate.explain_mirror("
+            });
+            sql.literal(&procedure_call(statement).1);
+            found.argument(sql, "report", false);
+            found.argument(sql, "validation", false);
+            return sql.push(if *json { ") AS \"QUERY PLAN\"" } else { ")" });
         }
         Statement::CreateAlert(alert) => alert::create(sql, alert, found),
         Statement::AlterAlert(alert) => alert::alter(sql, alert, Some(found)),

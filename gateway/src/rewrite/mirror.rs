@@ -2,8 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::sql::{Sql, array, cast, options};
-use crate::statement::{CreateMirror, MirrorChange, SchemaMap, Selection, Table, TableMap};
+use super::sql::{NO_NONCE, Sql, array, cast, options};
+use crate::statement::{CreateMirror, MirrorChange, SchemaMap, Selection, Statement, Table, TableMap};
 
 pub(super) fn create_mirror(sql: &mut Sql, mirror: &CreateMirror, nonce: &str) {
     sql.push("CALL peergate.create_mirror(");
@@ -57,6 +57,19 @@ pub(super) fn alter_mirror(sql: &mut Sql, name: &str, change: &MirrorChange, non
         }
     }
     sql.finish(nonce);
+}
+
+/// Returns the procedure that a statement about a mirror calls, and the call as it is made for a try: without a session's secret, so that it
+/// says nothing to a client.
+pub(crate) fn procedure_call(statement: &Statement) -> (String, String) {
+    let mut sql = Sql::default();
+    match statement {
+        Statement::CreateMirror(mirror) => create_mirror(&mut sql, mirror, NO_NONCE),
+        Statement::AlterMirror { name, change } => alter_mirror(&mut sql, name, change, NO_NONCE),
+        _ => {}
+    }
+    let name = sql.text.trim_start_matches("CALL peergate.").split('(').next().unwrap_or_default().to_owned();
+    (name, sql.text)
 }
 
 pub(super) fn table(table: &Table) -> Json {

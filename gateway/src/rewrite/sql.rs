@@ -6,6 +6,9 @@ use serde_json::Value as Json;
 use crate::parser::NAME_BYTES_MAX;
 use crate::statement::{GivenOption, Value};
 
+/// In place of a session's secret: a call that says nothing to the gateway when it is done.
+pub(super) const NO_NONCE: &str = "";
+
 /// The replacement of one statement, with the places that stand for parts of the original.
 #[derive(Default)]
 pub(super) struct Sql {
@@ -56,9 +59,12 @@ impl Sql {
         }
     }
 
+    /// Ends a call, with the session's secret unless it is [`NO_NONCE`].
     pub(super) fn finish(&mut self, nonce: &str) {
-        self.push(", nonce => ");
-        self.literal(nonce);
+        if nonce != NO_NONCE {
+            self.push(", nonce => ");
+            self.literal(nonce);
+        }
         self.push(")");
     }
 }

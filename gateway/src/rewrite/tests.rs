@@ -103,6 +103,14 @@ fn each_statement_becomes_its_call() {
         ("comment on mirror m is null", "CALL peergate.comment_on_mirror('m', NULL, nonce => 'n0')"),
         ("show peers", "SELECT * FROM peergate.show_peers"),
         ("show peer a", "SELECT * FROM peergate.show_peer('a')"),
+        (
+            "explain alter mirror \"M\" refresh tables",
+            "SELECT * FROM peergate.explain_mirror('CALL peergate.refresh_mirror_tables(''M'')', validation => '{}'::pg_catalog.jsonb)",
+        ),
+        (
+            "explain (format json) alter mirror m drop table t",
+            r#"SELECT peergate.explain_mirror_json('CALL peergate.drop_mirror_tables(''m'', ''[{"name":"t","schema":"public"}]''::pg_catalog.jsonb)', validation => '{}'::pg_catalog.jsonb) AS "QUERY PLAN""#,
+        ),
         ("show task 7", "SELECT * FROM peergate.show_task('7'::pg_catalog.int8)"),
         ("cancel task 7", "CALL peergate.cancel_task('7'::pg_catalog.int8, nonce => 'n0')"),
         ("show mirror \"M\"", "SELECT * FROM peergate.show_mirror('M')"),

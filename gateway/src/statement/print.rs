@@ -128,6 +128,9 @@ impl fmt::Display for Statement {
                     (when(*if_exists, "IF EXISTS "), when(*keep_target_metadata, " KEEP TARGET METADATA"));
                 write!(f, "DROP MIRROR {exists}{}{keep}{}", idents(names), when(*force, " FORCE"))
             }
+            Statement::ExplainMirror { statement, json } => {
+                write!(f, "EXPLAIN {}{statement}", when(*json, "(FORMAT JSON) "))
+            }
             Statement::AlterMirror { name, change } => write!(f, "ALTER MIRROR {} {change}", Ident(name)),
             Statement::ResyncMirror { name, if_exists, tables } => {
                 write!(f, "RESYNC MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))?;

@@ -21,14 +21,7 @@ pub async fn schema(target: &PeerSession, schema: &str) -> Result<(), Error> {
 /// # Errors
 /// [`Error`] as the server's SQLSTATE says.
 pub async fn prerequisite(target: &PeerSession, prerequisite: &Prerequisite) -> Result<bool, Error> {
-    let (exists, name) = match prerequisite {
-        Prerequisite::Extension(name, _) => {
-            ("select exists (select from pg_catalog.pg_extension where extname = $1)", name)
-        }
-        Prerequisite::Object { kind: "type", name, .. } => ("select pg_catalog.to_regtype($1) is not null", name),
-        Prerequisite::Object { name, .. } => ("select pg_catalog.to_regclass($1) is not null", name),
-    };
-    if target.client.query_one(exists, &[name]).await.map_err(|e| target.error(&e))?.get(0) {
+    if exists(target, prerequisite).await? {
         return Ok(false);
     }
     match prerequisite {
@@ -45,4 +38,19 @@ pub async fn prerequisite(target: &PeerSession, prerequisite: &Prerequisite) -> 
         }
     }
     Ok(true)
+}
+
+/// Returns whether the target has something of that name.
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn exists(target: &PeerSession, prerequisite: &Prerequisite) -> Result<bool, Error> {
+    let (exists, name) = match prerequisite {
+        Prerequisite::Extension(name, _) => {
+            ("select exists (select from pg_catalog.pg_extension where extname = $1)", name)
+        }
+        Prerequisite::Object { kind: "type", name, .. } => ("select pg_catalog.to_regtype($1) is not null", name),
+        Prerequisite::Object { name, .. } => ("select pg_catalog.to_regclass($1) is not null", name),
+    };
+    Ok(target.client.query_one(exists, &[name]).await.map_err(|e| target.error(&e))?.get(0))
 }

@@ -47,6 +47,15 @@ pub struct Shape {
     pub plan: TablePlan,
 }
 
+/// Returns whether the target is one of any mirror, so that there is something to [`load`].
+///
+/// # Errors
+/// [`Error`] as the server's SQLSTATE says.
+pub async fn are_kept(target: &PeerSession) -> Result<bool, Error> {
+    let query = "select pg_catalog.to_regclass('peergate.relations') is not null";
+    Ok(target.client.query_one(query, &[]).await.map_err(|e| target.error(&e))?.get(0))
+}
+
 /// Returns the tables that are recorded for a mirror.
 ///
 /// # Errors

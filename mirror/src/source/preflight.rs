@@ -28,6 +28,11 @@ impl Findings {
         }
     }
 
+    /// Returns all that was found.
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
     /// Makes one error of all that was found: the first, with the others in its detail.
     ///
     /// # Errors
