@@ -111,8 +111,12 @@ pub struct Assembler {
     undescribed: VecDeque<Relation>,
     /// When each table was last looked at because it was described, by oid.
     looked_at: HashMap<u32, Instant>,
-    /// Tables that were emptied since they were last changed.
-    emptied: HashSet<u32>,
+    /// Tables that were emptied since they were last changed, by oid, with the transaction that did it last.
+    emptied: HashMap<u32, u32>,
+    /// The relation that was described last, if no row has come since.
+    described_last: Option<u32>,
+    /// Partitioned tables and partitions of theirs that the target does not know of yet.
+    new_partitions: Vec<(u32, u32)>,
 }
 
 /// A source transaction that was left out.
@@ -156,7 +160,9 @@ impl Assembler {
             to_tell: Vec::new(),
             undescribed: VecDeque::new(),
             looked_at: HashMap::new(),
-            emptied: HashSet::new(),
+            emptied: HashMap::new(),
+            described_last: None,
+            new_partitions: Vec::new(),
         }
     }
 
@@ -320,6 +326,7 @@ impl Assembler {
     }
 
     fn handle(&mut self, message: Message) -> Result<(), Error> {
+        self.notice_partition(&message);
         match message {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 // The server resumes after what we name, but only we know what the target has.
@@ -376,7 +383,9 @@ impl Assembler {
                 for oid in relations {
                     tables.extend(self.map(oid)?);
                 }
-                self.emptied.extend(tables.iter().map(|t| t.oid));
+                if let Position::Inside { xid, .. } = self.position {
+                    self.emptied.extend(tables.iter().map(|t| (t.oid, xid)));
+                }
                 if !tables.is_empty() {
                     self.batch.truncate(tables, restart_identity);
                 }

@@ -451,6 +451,7 @@ mod tests {
             partitioned: false,
             root: None,
             files: std::collections::BTreeMap::new(),
+            partitions: Default::default(),
             constraints: Vec::new(),
             last_number: 0,
         };

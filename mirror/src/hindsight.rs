@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
-use crate::schema::SourceTable;
 use crate::schema::introspect::{fingerprints, source_table_by_oid};
+use crate::schema::{SourceTable, partitions};
 use crate::session::PeerSession;
 use crate::source::look::{self, LOCK_TIMEOUT, Look};
+use crate::source::partitions::doubts;
 use crate::source::slot;
 use crate::worker::Context;
 
@@ -37,14 +38,9 @@ pub struct Hindsight {
     pub looks: Vec<Look>,
 }
 
-/// What whoever looks is told.
+/// Tells whoever looks to look at this table, once more if it is known already: the target has it like that.
 #[derive(Debug)]
-pub enum Watch {
-    /// To look at this table too, which the target has like that.
-    Table(SourceTable),
-    /// To look at the table of this oid once more.
-    Again(u32),
-}
+pub struct Watch(pub SourceTable);
 
 /// Looks until an error. `known` are the tables as the target has them.
 ///
@@ -62,19 +58,13 @@ pub async fn look_forever(
     loop {
         let begun = Instant::now();
         while let Ok(told) = watch.try_recv() {
-            let oid = match told {
-                Watch::Again(oid) => oid,
-                Watch::Table(table) => {
-                    let oid = table.oid;
-                    known.insert(oid, table);
-                    oid
-                }
-            };
-            last.remove(&oid);
+            let Watch(table) = told;
+            last.remove(&table.oid);
+            known.insert(table.oid, table);
         }
         let oids: Vec<u32> = known.keys().copied().collect();
         let mut now = fingerprints(&source.client, &oids).await.map_err(|e| source.error(&e))?;
-        let mut looks = Vec::new();
+        let mut looks: Vec<(SourceTable, Look)> = Vec::new();
         for gone in known.keys().copied().filter(|oid| !now.contains_key(oid)).collect::<Vec<_>>() {
             let name = known.remove(&gone).map(|t| t.name.to_string()).unwrap_or_default();
             let event = Event::warning("table", format!("table \"{name}\" was dropped on the source"));
@@ -88,9 +78,7 @@ pub async fn look_forever(
                 // Seen by the fingerprint, and gone since.
                 Ok(None) => {}
                 Ok(Some(found)) => {
-                    let look = look::complete(&source, table, found).await?;
-                    known.extend(look.table.clone().map(|t| (oid, t)));
-                    looks.push(look);
+                    looks.push((table.clone(), look::complete(&source, table, found).await?));
                 }
                 // It is being altered, and may be for long: next time.
                 Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
@@ -103,10 +91,48 @@ pub async fn look_forever(
         if !looks.is_empty() {
             // Written, so that the stream gets there.
             let at = slot::push_wal(&source).await?;
+            let (looks, unsettled) = with_doubts(&source, looks).await.map_err(|e| source.error(&e))?;
+            for oid in unsettled {
+                last.remove(&oid);
+            }
+            known.extend(looks.iter().filter_map(|look| look.table.clone()).map(|t| (t.oid, t)));
             if seen.send(Hindsight { begun, at, looks }).await.is_err() {
                 return Err(Error::Stopped);
             }
         }
         tokio::time::sleep(INTERVAL.max(begun.elapsed() * SHARE)).await;
     }
+}
+
+/// Asks which partitions brought rows along or lost some, now that the looks' place in the stream is known: rows that were there when it
+/// was reached are seen. Returns the looks, and the oids of tables that are to be looked at anew, since their partitions have changed
+/// again or cannot be read now.
+async fn with_doubts(
+    source: &PeerSession,
+    looks: Vec<(SourceTable, Look)>,
+) -> Result<(Vec<Look>, Vec<u32>), tokio_postgres::Error> {
+    let (mut settled, mut unsettled) = (Vec::new(), Vec::new());
+    for (known, mut look) in looks {
+        if let Some(now) = look.table.as_ref().filter(|now| partitions::changed(&known, now)) {
+            match doubts(&source.client, &known, now).await {
+                Ok(doubts) => look.doubts = doubts,
+                // Somebody alters one, or has dropped it.
+                Err(error)
+                    if matches!(error.code(), Some(&(SqlState::LOCK_NOT_AVAILABLE | SqlState::UNDEFINED_TABLE))) =>
+                {
+                    unsettled.push(known.oid);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            let later = source_table_by_oid(&source.client, known.oid).await?;
+            if later.is_none_or(|later| later.files != now.files) {
+                unsettled.push(known.oid);
+                continue;
+            }
+        }
+        look.doubted_since = known.files;
+        settled.push(look);
+    }
+    Ok((settled, unsettled))
 }

@@ -161,6 +161,7 @@ fn reshape(
     let around = Surroundings {
         types: &before.types,
         rewritten: false,
+        rows_gone: &[],
         emptied: false,
         replaced: true,
         indexes: created && options.copy_indexes,

@@ -4,6 +4,7 @@ pub mod change;
 pub mod ddl;
 pub mod introspect;
 pub mod make;
+pub mod partitions;
 pub mod policy;
 pub mod then;
 pub mod wire;
@@ -15,6 +16,7 @@ use pg::{SqlState, TableName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
+use partitions::Partitions;
 
 /// A type as a column has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +132,9 @@ pub struct SourceTable {
     pub root: Option<u32>,
     /// The files that hold its rows, by the oid of the table or partition: another file means that all rows were written anew.
     pub files: BTreeMap<u32, u32>,
+    /// Its partitions, if it is partitioned.
+    #[serde(default)]
+    pub partitions: Partitions,
     /// Its CHECK and foreign key constraints.
     pub constraints: Vec<SourceConstraint>,
     /// The highest number that a column of it ever had.
@@ -140,7 +145,8 @@ impl SourceTable {
     /// Returns whether the rows are where they were: no statement since has written all of them anew. Partitions that came or went do
     /// not matter.
     pub fn same_files(&self, older: &SourceTable) -> bool {
-        self.files.iter().all(|(oid, file)| older.files.get(oid).is_none_or(|f| f == file))
+        let same = |(oid, file)| older.files.get(oid).is_none_or(|f| [file, &partitions::NOT_LOOKED_AT].contains(&f));
+        self.files.iter().all(same)
     }
 
     /// Returns whether rows look as they did: the same columns, names and types, and the same key.
@@ -275,8 +281,6 @@ impl TablePlan {
             Some("no key: only INSERT and TRUNCATE are replicated".to_owned())
         } else if matches!(self.source.identity, RowIdentity::WholeRow) {
             Some("no key: for each UPDATE and DELETE the target is searched for one row that is the same".to_owned())
-        } else if self.source.partitioned {
-            Some("partitioned: TRUNCATE, ATTACH and DETACH of a partition are not replicated".to_owned())
         } else {
             None
         }

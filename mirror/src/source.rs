@@ -2,6 +2,7 @@
 
 pub mod condition;
 pub mod look;
+pub mod partitions;
 pub mod preflight;
 pub mod publication;
 pub mod replication;

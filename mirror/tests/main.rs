@@ -17,6 +17,7 @@ mod late;
 mod lifecycle;
 mod newcomers;
 mod ownership;
+mod partitions;
 mod peers;
 mod poison;
 mod preflight;

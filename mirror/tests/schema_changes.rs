@@ -159,7 +159,7 @@ async fn tables_are_renamed_and_keep_being_mirrored() {
         ],
     )
     .await;
-    fixture.wait_until("select string_agg(source_name || '=' || target_name || ':' || state, ' ' order by 1) from peergate.mirror_tables", "b=b:live c=c:live").await;
+    fixture.wait_until("select string_agg(source_name || '=' || target_name || ':' || state, ' ' order by source_name) from peergate.mirror_tables", "b=b:live c=c:live").await;
     // Moved, and another takes the name.
     follow(&fixture, &["begin; alter table c set schema attic; alter table b rename to c; insert into attic.c values (4, 4); insert into c values (5); commit"]).await;
     fixture.wait_until("select string_agg(source_schema || '.' || source_name, ' ' order by 1) from peergate.mirror_tables where state = 'live'", "attic.c public.c").await;

@@ -30,7 +30,7 @@ impl Looking {
     /// Has these tables looked at now and then too.
     pub(super) fn watch(&self, tables: &Tables) {
         for known in tables.known.values() {
-            self.tell(Watch::Table(known.plan.source.clone()));
+            self.tell(Watch(known.plan.source.clone()));
         }
     }
 
@@ -60,7 +60,8 @@ impl Apply {
         };
         for look in looks {
             if let Some(oid) = self.assembler.take_up(look, begun, at)? {
-                self.looking.tell(Watch::Again(oid));
+                let known = self.assembler.known(oid).map(|known| known.plan.source.clone());
+                known.into_iter().for_each(|table| self.looking.tell(Watch(table)));
             }
         }
         Ok(())

@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use catalog::mirror::Ddl;
-use pg::pgoutput::Relation;
+use pg::pgoutput::{Message, Relation};
 use pg::{Lsn, SqlState, TableName};
 
-use super::{Assembler, Described, Tables, undescribed};
+use super::{Assembler, Described, Known, Tables, undescribed};
 use crate::batch::{Alter, BatchEnd};
 use crate::error::{Error, Problem};
 use crate::relation::TableMap;
 use crate::schema::change::{self, Surroundings};
 use crate::schema::ddl::Prerequisite;
+use crate::schema::partitions::Doubt;
 use crate::schema::policy::{self, Followed};
-use crate::schema::{Passage, SourceTable, TargetColumn, Types, passage, then};
+use crate::schema::{Passage, SourceTable, TargetColumn, Types, partitions, passage, then};
 use crate::source::look::Look;
 use crate::table_state::Route;
 
@@ -34,7 +35,7 @@ impl Assembler {
             Error::CopyAgain(Problem::new(SqlState::WRONG_STATE, message).table(&known.listed)).at(place)
         })?;
         self.looked_at.insert(relation.oid, look.taken);
-        self.change(then.table, then.rewritten, look.types, look.prerequisites).map_err(|e| e.at(place))?;
+        self.change(then.table, then.rewritten, &[], look.types, look.prerequisites).map_err(|e| e.at(place))?;
         let described = self.as_known(relation.clone());
         self.relations.insert(relation.oid, described);
         Ok(())
@@ -63,9 +64,17 @@ impl Assembler {
             self.tables.types.extend(look.types);
             return Ok(None);
         }
+        let rows_gone = if partitions::changed(&known.plan.source, &table) {
+            if look.doubted_since != known.plan.source.files {
+                return Ok(Some(oid));
+            }
+            self.rows_gone(known, &table, &look.doubts).map_err(|e| e.at(at))?
+        } else {
+            Vec::new()
+        };
         let rewritten = !table.same_files(&known.plan.source);
         let same_rows = table.name == known.plan.source.name && table.same_rows(&known.plan.source);
-        self.change(table, rewritten, look.types, look.prerequisites).map_err(|e| e.at(at))?;
+        self.change(table, rewritten, &rows_gone, look.types, look.prerequisites).map_err(|e| e.at(at))?;
         // A batch that ends here, although no transaction does.
         if self.batch.end.is_none() {
             self.batch.end = Some(BatchEnd { end_lsn: self.passed, commit_time: None });
@@ -83,6 +92,56 @@ impl Assembler {
         Ok(None)
     }
 
+    /// Learns of partitions from the stream: one is described right before its first row, which comes as its root's. That it has rows is
+    /// recorded with them, as it may be gone before anybody looks.
+    pub(super) fn notice_partition(&mut self, message: &Message) {
+        match message {
+            Message::Relation(relation) => self.described_last = Some(relation.oid),
+            Message::Insert { relation, .. } | Message::Update { relation, .. } | Message::Delete { relation, .. } => {
+                let described = self.described_last.take().filter(|described| described != relation);
+                self.new_partitions.extend(described.map(|partition| (*relation, partition)));
+            }
+            _ => {}
+        }
+        let Some(place) = self.place().filter(|_| !self.new_partitions.is_empty()) else { return };
+        for (root, partition) in std::mem::take(&mut self.new_partitions) {
+            let Some(known) = self.tables.known.get(&root) else { continue };
+            let is_taken = self.route_by_name(&known.listed).takes(place);
+            let is_new = known.plan.source.partitioned && !known.plan.source.files.contains_key(&partition);
+            if let Some(known) = self.tables.known.get_mut(&root).filter(|_| is_taken && is_new) {
+                known.plan.source.files.insert(partition, partitions::NOT_LOOKED_AT);
+                let (listed, plan) = (known.listed.clone(), known.plan.clone());
+                self.batch.alter(Alter {
+                    listed,
+                    prerequisites: Vec::new(),
+                    statements: Vec::new(),
+                    plan,
+                    events: Vec::new(),
+                });
+            }
+        }
+    }
+
+    /// Works out which rows went with the partitions that are gone since a table was known.
+    fn rows_gone(&self, known: &Known, now: &SourceTable, doubts: &[Doubt]) -> Result<Vec<String>, Error> {
+        let truncated_by = self.emptied.get(&now.oid).copied();
+        let gone = partitions::rows_gone(&known.plan.source, now, doubts, truncated_by);
+        // The target may not have the columns by which a partition takes its rows.
+        let all_columns = known.plan.columns.only.is_none() && known.plan.columns.except.is_empty();
+        match (self.tables.ddl, gone) {
+            (_, Ok(gone)) if gone.is_empty() => Ok(gone),
+            (Ddl::Apply, Ok(_)) if !all_columns => {
+                Err(Error::CopyAgain(partitions::not_told(now).table(&known.listed)))
+            }
+            (Ddl::Apply | Ddl::Ignore, gone) => gone.map_err(|problem| Error::CopyAgain(problem.table(&known.listed))),
+            (Ddl::Block, gone) => {
+                let problem = gone.map_or_else(|problem| problem, |_| partitions::not_told(now));
+                let hint = "RESYNC MIRROR … TABLE copies the table anew; with ALTER MIRROR … SET (ddl = apply) the mirror follows by itself.";
+                Err(Error::Blocked(problem.hint(hint).table(&known.listed)))
+            }
+        }
+    }
+
     /// Returns whether everything before `at` has been gathered, and nothing of what comes after it is open.
     pub fn has_reached(&self, at: Lsn) -> bool {
         self.boundary().is_some_and(|passed| passed >= at)
@@ -93,6 +152,7 @@ impl Assembler {
         &mut self,
         new: SourceTable,
         rewritten: bool,
+        rows_gone: &[String],
         types: Types,
         prerequisites: Vec<Prerequisite>,
     ) -> Result<(), Error> {
@@ -108,9 +168,17 @@ impl Assembler {
         let target = targets.get(&old_target).ok_or_else(|| Error::Blocked(missing_target(&old_target)))?;
         let target_of = |oid: u32| known.get(&oid).map(|k| k.plan.target_name.clone());
         let (indexes, constraints) = (table.indexes, table.constraints);
-        let emptied = self.emptied.contains(&oid);
-        let around =
-            Surroundings { types, rewritten, emptied, replaced: false, indexes, constraints, target_of: &target_of };
+        let emptied = self.emptied.contains_key(&oid);
+        let around = Surroundings {
+            types,
+            rewritten,
+            emptied,
+            replaced: false,
+            rows_gone,
+            indexes,
+            constraints,
+            target_of: &target_of,
+        };
         let not_sent = |problem: Problem| match ddl {
             Ddl::Block => Error::Blocked(problem),
             Ddl::Apply | Ddl::Ignore => Error::CopyAgain(problem.table(&listed)),

@@ -50,6 +50,8 @@ pub struct Surroundings<'a> {
     pub emptied: bool,
     /// All rows on the target are about to be replaced: what is there need not become anything.
     pub replaced: bool,
+    /// Conditions whose rows went with their partitions, in terms of the table as it was.
+    pub rows_gone: &'a [String],
     /// Indexes are carried over, besides those that the rows' identity needs.
     pub indexes: bool,
     /// CHECK and foreign key constraints are carried over.
@@ -75,6 +77,7 @@ pub fn alter(
         around,
         statements: Vec::new(),
     };
+    writer.remove_rows();
     writer.remove_constraints();
     writer.remove_columns();
     writer.rename_columns();
@@ -162,6 +165,13 @@ impl Writer<'_> {
 
     fn columns_renamed(&self) -> bool {
         self.old.columns.iter().any(|o| self.plan.source.column(o.number).is_some_and(|n| n.name != o.name))
+    }
+
+    fn remove_rows(&mut self) {
+        for condition in self.around.rows_gone {
+            let sql = format!("delete from {} where {condition}", self.target.alone());
+            self.statements.push(Statement { sql, kind: Kind::Rows });
+        }
     }
 
     /// What refuses rows that the source takes has to go first.

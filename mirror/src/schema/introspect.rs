@@ -48,6 +48,13 @@ pub const DESCRIBE: &str = "
                   from pg_catalog.pg_class l
                   where l.oid = c.oid and c.relkind = 'r'
                      or l.oid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf and c.relkind = 'p')),
+        'partitions', coalesce((select pg_catalog.jsonb_build_object(
+                'bounds', coalesce(pg_catalog.jsonb_object_agg(t.relid::oid::text, b.bound) filter (where t.isleaf and b.bound is not null), '{}'),
+                'has_default', coalesce(bool_or(pg_catalog.pg_get_expr(l.relpartbound, l.oid) = 'DEFAULT'), false),
+                'seen', pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8)
+            from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class l on l.oid = t.relid,
+                lateral (select pg_catalog.pg_get_partition_constraintdef(t.relid) as bound) b
+            having c.relkind = 'p'), '{}'),
         'identity', coalesce(
             (select pg_catalog.jsonb_build_object('Key', i.columns) from indexes i where i.identity order by i.indisprimary desc, i.relname limit 1),
             case when c.relreplident = 'f' then '\"WholeRow\"' else '\"InsertsOnly\"' end::jsonb),
@@ -142,7 +149,9 @@ pub async fn fingerprints(client: &Client, oids: &[u32]) -> SqlResult<HashMap<u3
             union all select adrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_attrdef where adrelid = any ($1)
             union all select indrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_index where indrelid = any ($1)
             union all select conrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_constraint where conrelid = any ($1)
-            union all select inhparent, ctid::text || ' ' || xmin::text from pg_catalog.pg_inherits where inhparent = any ($1)
+            union all select p.oid, l.oid::text || ' ' || l.relfilenode::text
+                from pg_catalog.pg_class p, lateral pg_catalog.pg_partition_tree(p.oid) t join pg_catalog.pg_class l on l.oid = t.relid
+                where p.oid = any ($1) and p.relkind = 'p'
         ) f group by f.relation";
     Ok(client.query(query, &[&oids]).await?.iter().map(|r| (r.get(0), r.get(1))).collect())
 }

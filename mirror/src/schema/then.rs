@@ -87,11 +87,15 @@ pub fn at_relation(known: &SourceTable, now: Option<&SourceTable>, relation: &Re
         partitioned: known.partitioned,
         root: known.root,
         files: known.files.clone(),
+        partitions: known.partitions.clone(),
         last_number: known.last_number,
     };
-    // The files of now are those of then only if nothing has changed since.
+    // The files of now are those of then only if nothing has changed since. Which rows came or went with partitions is for a look to say
+    // that comes later.
     if table.same_rows(now) {
-        table.files = now.files.clone();
+        if !known.partitioned {
+            table.files = now.files.clone();
+        }
         table.last_number = now.last_number;
     }
     Ok(Then { table, rewritten: !now.same_files(known) })

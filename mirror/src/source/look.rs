@@ -1,6 +1,6 @@
 //! Looks a table up in the source's catalogs while the stream waits: what a RELATION message leaves out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use catalog::peer::PeerOptions;
@@ -9,6 +9,7 @@ use pg::SqlState;
 use crate::error::{Error, Problem};
 use crate::schema::ddl::{self, Prerequisite};
 use crate::schema::introspect::{source_table_by_oid, types};
+use crate::schema::partitions::Doubt;
 use crate::schema::{SourceTable, Types};
 use crate::session::PeerSession;
 
@@ -30,6 +31,10 @@ pub struct Look {
     pub types: Types,
     /// What its columns need, and those that were known do not.
     pub prerequisites: Vec<Prerequisite>,
+    /// Its partitions that may have brought rows along or lost some, compared with those that are `doubted_since`.
+    pub doubts: Vec<Doubt>,
+    /// The files that a partitioned table had when it was last known.
+    pub doubted_since: BTreeMap<u32, u32>,
     /// When it was looked at, or a moment later.
     pub taken: Instant,
 }
@@ -37,7 +42,14 @@ pub struct Look {
 impl Look {
     /// What there is to say of a table whose columns are of known types.
     pub fn new(table: Option<SourceTable>) -> Look {
-        Look { table, types: Types::new(), prerequisites: Vec::new(), taken: Instant::now() }
+        Look {
+            table,
+            types: Types::new(),
+            prerequisites: Vec::new(),
+            doubts: Vec::new(),
+            doubted_since: BTreeMap::new(),
+            taken: Instant::now(),
+        }
     }
 }
 

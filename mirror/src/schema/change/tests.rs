@@ -32,6 +32,7 @@ fn source(columns: Vec<SourceColumn>) -> SourceTable {
         partitioned: false,
         root: None,
         files: [(1, 1)].into(),
+        partitions: Default::default(),
         constraints: Vec::new(),
         last_number: 9,
     }
@@ -87,6 +88,7 @@ fn alter_with(
     let around = Surroundings {
         types: &types,
         rewritten,
+        rows_gone: &[],
         emptied: false,
         replaced: false,
         indexes: true,
