@@ -240,7 +240,7 @@ async fn compare(source: &Client, target: &Client, condition: &str) -> usize {
 /// The tables that force no stream to be text: without oids of the server's catalog, vectors, and arrays of what cannot be sent.
 const BINARY: &str = r"not exists (
     select from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
-    where a.attrelid = c.oid and a.attnum > 0 and (e.typsend = 0 or t.typname ~ '^_?(reg[^_]|int2vector|oidvector)'))";
+    where a.attrelid = c.oid and a.attnum > 0 and (e.typsend = 0 or t.typname ~ '^_?(reg[^_]|int2vector|oidvector|tsquery)'))";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_is_the_same_in_copy_and_stream_as_text_and_in_binary() {

@@ -190,7 +190,7 @@ pub async fn types(client: &Client, oids: &[u32], server_version: u32) -> SqlRes
             where u.part <> 0
         )
         select t.oid, pg_catalog.format_type(t.oid, -1), t.typtype::text, t.typsend <> 0, t.typreceive <> 0,
-               t.oid < $1 and (t.typname like 'reg%' or t.typname in ('int2vector', 'oidvector')), t.typcategory = 'A' and t.typelem <> 0,
+               t.oid < $1 and (t.typname like 'reg%' or t.typname in ('int2vector', 'oidvector', 'tsquery')), t.typcategory = 'A' and t.typelem <> 0,
                case when t.typtype = 'd' then array[t.typbasetype] when t.typcategory = 'A' and t.typelem <> 0 then array[t.typelem]
                     when t.typtype = 'r' then array(select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid)
                     when t.typtype = 'm' then array(select r.rngtypid from pg_catalog.pg_range r

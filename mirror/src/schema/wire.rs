@@ -15,7 +15,7 @@ pub struct TypeNode {
     /// It has a function that sends it, and one that receives it.
     pub binary: bool,
     /// Its binary form is of no use elsewhere: it is an oid of the server's catalog, such as `regclass`, or not always one that can be
-    /// read again, such as that of an empty `int2vector`.
+    /// read again, such as that of an empty `int2vector` or, since the minor versions of 2026, `tsquery`.
     pub local: bool,
     /// The members of an array, the base of a domain, the subtype of a range, the range of a multirange, the columns of a composite.
     pub parts: Vec<u32>,
