@@ -126,7 +126,7 @@ pub struct RawConfig {
     /// How long running statements may go on after a stop was asked for [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<Span>,
-    /// Threads that serve sessions [default: one per core]
+    /// Threads that serve sessions [default: one for two cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Address and port of /metrics, /healthz and /readyz, in plain HTTP for everybody who reaches it [default: none]
@@ -274,7 +274,7 @@ pub struct Config {
     pub login_timeout: Duration,
     /// How long running statements may go on after a stop was asked for. Default 10 s.
     pub drain_timeout: Duration,
-    /// Threads that serve sessions. Default 0: one per core.
+    /// Threads that serve sessions. Default 0: one for two cores.
     pub threads: usize,
     /// Where metrics and health are shown. Default: nowhere.
     pub metrics_listen: Option<SocketAddr>,

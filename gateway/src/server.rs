@@ -1,4 +1,4 @@
-//! Listens, hands sockets to one single-threaded runtime per core, limits sessions and drains them at the end.
+//! Listens, hands sockets to single-threaded runtimes, limits sessions and drains them at the end.
 //!
 //! A session's two sockets live on one thread: nothing is handed between threads while it runs. What a session does is in
 //! `session`.
@@ -44,7 +44,7 @@ pub struct ServerOptions {
     pub login_timeout: Duration,
     /// How long running statements may go on after a shutdown was asked for.
     pub drain_timeout: Duration,
-    /// Threads that serve sessions; 0: one per core.
+    /// Threads that serve sessions; 0: one for two cores.
     pub threads: usize,
     /// Works out what mirrors would do; without it, there is no EXPLAIN of them.
     pub planner: Option<Planner>,
@@ -256,7 +256,7 @@ impl Server {
     pub async fn serve(self, mut shutdown: watch::Receiver<bool>) -> Result<(), Error> {
         let Server { listener, threads: count, shared, phase } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = if count == 0 { cores } else { count };
+        let count = if count == 0 { threads_for(cores) } else { count };
         let mut threads = Vec::new();
         for n in 0..count {
             threads.push(Thread::start(n, shared.clone())?);
@@ -342,6 +342,12 @@ fn hand_over(threads: &[Thread], next: &mut usize, socket: TcpStream) {
         Ok(socket) => drop(threads[*next].sockets.send(socket)),
         Err(error) => tracing::warn!(error = %error, "cannot hand over a connection"),
     }
+}
+
+/// Returns how many threads serve sessions on a machine of that many cores. The server that they relay to takes as much time for the
+/// simplest statement as the relay does; and a thread that has more to do finds more sockets ready each time it looks, and so waits less often.
+fn threads_for(cores: usize) -> usize {
+    cores.div_ceil(2)
 }
 
 /// One OS thread with its runtime and the sessions on it.

@@ -73,6 +73,7 @@ pub(crate) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Gatew
     let catalog = catalog_in(&cluster, &database);
     catalog.migrate().await.unwrap();
     let mut options = ServerOptions::new("127.0.0.1:0".parse().unwrap());
+    // On any machine: sessions on different threads.
     options.threads = 2;
     change(&mut options);
     let server = Server::bind(options, catalog).await.unwrap();
