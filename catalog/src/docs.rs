@@ -18,6 +18,8 @@ const INTERNAL: &[&str] = &[
     "peer_objects",
     "peer_schemas",
     "peer_secrets",
+    "query_partitions",
+    "query_rounds",
     "schema_migrations",
 ];
 
@@ -65,6 +67,7 @@ pub async fn catalog_markdown(client: &Client) -> Result<String, tokio_postgres:
     let scopes = [
         ("peer", "Options of a peer"),
         ("mirror", "Options of a mirror"),
+        ("query mirror", "Options of a mirror of a query"),
         ("alert", "Options of an alert"),
         ("webhook", "Options of an alert's channel webhook"),
         ("slack", "Options of an alert's channel slack"),

@@ -33,6 +33,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0020_row_filters", include_str!("../../migrations/0020_row_filters.sql")),
     ("0021_verify", include_str!("../../migrations/0021_verify.sql")),
     ("0022_explain", include_str!("../../migrations/0022_explain.sql")),
+    ("0023_query_mirrors", include_str!("../../migrations/0023_query_mirrors.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

@@ -1,7 +1,9 @@
 //! Mirrors: what was asked for, and what the engine reports.
 
 mod definition;
+pub mod query;
 mod report;
+mod rounds;
 mod tables;
 mod wishes;
 
@@ -11,6 +13,7 @@ use tokio_postgres::types::ToSql;
 
 pub use self::definition::{ColumnChoice, Ddl, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection};
 pub use self::report::{Applied, Failure, Status};
+pub use self::rounds::{PartitionRow, RoundEnd, RoundTask};
 pub use self::tables::{MirrorTable, RenamedTable, TableRow, TableStatus};
 pub use self::wishes::{TableTask, Wishes};
 use crate::{Catalog, Error};

@@ -97,7 +97,7 @@ impl Catalog {
                 let differing = "
                     select s.name, coalesce(b.before ->> s.name, s.default_value), coalesce(d.options ->> s.name, s.default_value)
                     from peergate.settings s, peergate.mirror_definitions d, (select $2::jsonb as before) b
-                    where s.scope = 'mirror' and d.id = $1 and b.before ->> s.name is distinct from d.options ->> s.name order by s.name";
+                    where s.scope = case when d.selection ? 'query' then 'query mirror' else 'mirror' end and d.id = $1 and b.before ->> s.name is distinct from d.options ->> s.name order by s.name";
                 let before: serde_json::Value = row.get(2);
                 let rows = transaction.query(differing, &[&id, &before]).await?;
                 changes.extend(rows.iter().map(|r| Change { what: r.get(0), from: r.get(1), to: r.get(2) }));

@@ -10,7 +10,7 @@ const ROLES: [(&str, &str); 3] = [
     ("peergate_reader", "May see peers, mirrors and their status in the catalog of Peergate."),
     (
         "peergate_operator",
-        "May also pause, resume and resync mirrors, wait for them, have peers validated, and test alerts.",
+        "May also pause, resume, resync and execute mirrors, wait for them, have peers validated, and test alerts.",
     ),
     ("peergate_admin", "May do everything in the catalog of Peergate but read secrets."),
 ];
@@ -25,6 +25,7 @@ const READ: &[&str] =
 /// Routines that operators may call.
 const OPERATE: &[&str] = &[
     "cancel_task",
+    "execute_mirror",
     "pause_mirror",
     "resume_mirror",
     "resync_mirror",

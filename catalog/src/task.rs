@@ -19,6 +19,8 @@ pub enum TaskKind {
     DropMirror,
     /// VERIFY MIRROR: done when both sides have been compared. See [`crate::verification`].
     VerifyMirror,
+    /// EXECUTE MIRROR: done when a round that began after it is completed. See [`crate::mirror::query`].
+    ExecuteMirror,
 }
 
 impl TaskKind {
@@ -31,6 +33,7 @@ impl TaskKind {
             TaskKind::ResyncMirror => "resync_mirror",
             TaskKind::DropMirror => "drop_mirror",
             TaskKind::VerifyMirror => "verify_mirror",
+            TaskKind::ExecuteMirror => "execute_mirror",
         }
     }
 }

@@ -77,7 +77,7 @@ impl Refusal {
 }
 
 /// Where the parts of a statement are, by the keys that the catalog's errors name them with: `name`, `name.2`, `type`, `source`,
-/// `target`, `new_name`, `state`, `task`, `role`, `role.1`, `schema.1`, `tables`, `table.3`, `options`, `option.host`, `option.host.value`,
+/// `target`, `new_name`, `state`, `task`, `role`, `role.1`, `schema.1`, `tables`, `table.3`, `query`, `options`, `option.host`, `option.host.value`,
 /// `on`, `condition.1.value`, `channel.2.option.url.value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Vec<(String, usize)>);
@@ -153,6 +153,8 @@ pub fn parse(slice: &Slice, query: &[u8], text: &str) -> Parsed {
             mirror::drop
         } else if begins(&["PAUSE", "MIRROR"]) || begins(&["RESUME", "MIRROR"]) {
             mirror::pause_or_resume
+        } else if begins(&["EXECUTE", "MIRROR"]) && is_followed_by_name(slice, query) {
+            mirror::execute
         } else if begins(&["WAIT", "FOR", "MIRROR"]) {
             mirror::wait
         } else if begins(&["CREATE", "ALERT"]) || begins(&["CREATE", "OR", "REPLACE", "ALERT"]) {
@@ -220,6 +222,12 @@ fn is_on_peer(slice: &Slice, query: &[u8], verb: &str, before_roles: &str) -> bo
         Some(b'"' | b'/' | b'-') => true,
         _ => word.is_some_and(|word| !word.is_empty() && !word.eq_ignore_ascii_case(before_roles.as_bytes())),
     }
+}
+
+/// Whether `EXECUTE mirror` goes on with a name: PostgreSQL's, of a prepared statement of that name, ends there or has its arguments next.
+fn is_followed_by_name(slice: &Slice, query: &[u8]) -> bool {
+    let rest = slice.word(1).map_or(&[][..], |word| &query[word.end..slice.range.end]);
+    !matches!(rest.trim_ascii_start().first(), None | Some(b'('))
 }
 
 /// Whether `SHOW mirror` goes on as the name of a setting, `mirror.something`.

@@ -126,8 +126,9 @@ pub fn plan_with(text: &[u8], encoding: Encoding, conforming: bool, peers: &Peer
         let noun = (0..5).filter_map(|n| slice.word(n)).find(|w| {
             ["PEER", "MIRROR", "ALERT"].iter().any(|noun| text[w.clone()].eq_ignore_ascii_case(noun.as_bytes()))
         });
-        // SHOW holds no secret, and its first words alone would be PostgreSQL's SHOW of a setting.
-        let end = noun.filter(|_| !slice.begins_with(text, &["SHOW"])).map_or(slice.range.end, |w| w.end);
+        // SHOW and EXECUTE hold no secret, and their first words alone would be PostgreSQL's SHOW of a setting, or EXECUTE of a statement.
+        let is_whole = ["SHOW", "EXECUTE"].iter().any(|verb| slice.begins_with(text, &[verb]));
+        let end = noun.filter(|_| !is_whole).map_or(slice.range.end, |w| w.end);
         pieces.push(Piece { ordinal, range: slice.range.clone(), stub: slice.range.start..end, parsed });
     }
     (!pieces.is_empty()).then(|| Plan { text: text.to_vec(), encoding, pieces, statement_count: slices.len() })

@@ -80,6 +80,13 @@ pub enum Statement {
         /// Rows that differ are mended.
         repair: bool,
     },
+    /// `EXECUTE MIRROR`.
+    ExecuteMirror {
+        /// The mirror, which is one of a query.
+        name: String,
+        /// A missing one is a NOTICE.
+        if_exists: bool,
+    },
     /// `PAUSE MIRROR`.
     PauseMirror {
         /// The mirror.
@@ -372,6 +379,8 @@ pub enum Selection {
     },
     /// The tables listed, at least one.
     Tables(Vec<TableMap>),
+    /// None: the rows of this query, in SQL of the source.
+    Query(Value),
 }
 
 /// A schema and where its tables go.

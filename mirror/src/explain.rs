@@ -5,6 +5,7 @@ mod report;
 
 use std::time::Instant;
 
+use catalog::mirror::query::QueryMirror;
 use catalog::mirror::{Mirror, MirrorTable, Mode, Selection};
 use catalog::rehearsal::Rehearsal;
 use pg::name::quote_ident;
@@ -12,6 +13,7 @@ use pg::name::quote_ident;
 pub use self::report::{Explanation, Object, Problem, Taken};
 use crate::error::Error;
 use crate::prepare::{self, Before, Known};
+use crate::query::{self, source::become_reader};
 use crate::schema::introspect::leaves;
 use crate::schema::{TablePlan, ddl, make};
 use crate::session::PeerSession;
@@ -46,6 +48,9 @@ async fn look(rehearsal: &Rehearsal, explanation: &mut Explanation) -> Result<()
     let target = PeerSession::open(&mirror.target_name, &mirror.target).await?;
     source.run(LIMITS).await?;
     target.run(LIMITS).await?;
+    if let Some(query) = &mirror.query {
+        return look_at_query(query, &source, &target, explanation).await;
+    }
     let mut findings = Findings::default();
     let plans = if rehearsal.is_new {
         preflight::plan_tables(mirror, &source, &mut findings).await?
@@ -99,6 +104,21 @@ async fn look(rehearsal: &Rehearsal, explanation: &mut Explanation) -> Result<()
     if mirror.options.mode != Mode::StreamOnly {
         let rate = measure(&source, &plans, &explanation.tables).await?;
         explanation.estimate(rate, mirror.options.copy_parallel_workers);
+    }
+    Ok(())
+}
+
+/// A mirror of a query takes no tables: what is told is its target table, and what keeps it from working.
+async fn look_at_query(
+    query: &QueryMirror,
+    source: &PeerSession,
+    target: &PeerSession,
+    explanation: &mut Explanation,
+) -> Result<(), Error> {
+    become_reader(source).await?;
+    if query::preflight::try_out(query, source, target).await? {
+        let name = format!("table {}", query.target.quoted());
+        explanation.objects.push(Object { peer: target.peer.clone(), name });
     }
     Ok(())
 }

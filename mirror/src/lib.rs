@@ -1,7 +1,7 @@
 //! The mirror engine: it learns what to do from the catalog, streams WAL from sources and writes it to targets. It is never called.
 //!
 //! Reading order: [`engine`] (which mirrors run here), [`worker`] (one mirror's life), [`copy`] (rows that are there), [`apply`] (rows
-//! that change), [`batch`] and [`sink`] (how they are written), [`progress`] (what may be acknowledged, and when).
+//! that change), [`batch`] and [`sink`] (how they are written), [`progress`] (what may be acknowledged, and when); [`query`] (mirrors of queries).
 
 #[cfg(debug_assertions)]
 #[macro_use]
@@ -27,6 +27,7 @@ pub mod late;
 pub mod newcomers;
 pub mod prepare;
 pub mod progress;
+pub mod query;
 pub mod relation;
 pub mod removal;
 pub mod schema;

@@ -29,7 +29,7 @@ use crate::source::{publication, slot};
 use crate::state::{Begin, Durable, MirrorState, begin};
 use crate::status::{Tracker, report_forever};
 use crate::table_state::TableState;
-use crate::{hindsight, known, late, standing, start, verify, wishes};
+use crate::{hindsight, known, late, query, standing, start, verify, wishes};
 
 /// Tells a worker to stop. Clones see the same wish.
 #[derive(Clone)]
@@ -181,6 +181,9 @@ pub enum Outcome {
 
 /// Runs a mirror until it is told to stop, it is done, or only a person can help.
 pub async fn run(context: Context) -> Outcome {
+    if context.mirror.query.is_some() {
+        return query::run(context).await;
+    }
     let (mut attempt, mut seen) = (0, BTreeSet::new());
     loop {
         let error = match attempt_once(&context).await {
@@ -226,21 +229,28 @@ pub async fn run(context: Context) -> Outcome {
             attempt = 0;
         }
         attempt += 1;
-        let (state, delay) = MirrorState::after(&error, attempt).unwrap_or((MirrorState::Blocked, None));
-        if let Some(problem) = error.problem() {
-            // The catalog itself may be what is out of reach: then the next attempt tells.
-            match tell_failure(&context, state, problem, attempt, delay).await {
-                Ok(()) => {}
-                Err(Error::Fenced) => return Outcome::Fenced,
-                Err(Error::Stopped) => return Outcome::Stopped,
-                Err(error) => tracing::warn!(error = %error, "failure not recorded"),
-            }
+        if let Some(outcome) = pause_after(&context, &error, attempt).await {
+            return outcome;
         }
-        let Some(delay) = delay else { return Outcome::GaveUp };
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = context.stop.wait() => return Outcome::Stopped,
+    }
+}
+
+/// Tells of an error that has ended attempt `attempt`, and waits until the next one is due. Returns how the worker ends, if there is to be none.
+pub(crate) async fn pause_after(context: &Context, error: &Error, attempt: u32) -> Option<Outcome> {
+    let (state, delay) = MirrorState::after(error, attempt).unwrap_or((MirrorState::Blocked, None));
+    if let Some(problem) = error.problem() {
+        // The catalog itself may be what is out of reach: then the next attempt tells.
+        match tell_failure(context, state, problem, attempt, delay).await {
+            Ok(()) => {}
+            Err(Error::Fenced) => return Some(Outcome::Fenced),
+            Err(Error::Stopped) => return Some(Outcome::Stopped),
+            Err(error) => tracing::warn!(error = %error, "failure not recorded"),
         }
+    }
+    let Some(delay) = delay else { return Some(Outcome::GaveUp) };
+    tokio::select! {
+        () = tokio::time::sleep(delay) => None,
+        () = context.stop.wait() => Some(Outcome::Stopped),
     }
 }
 

@@ -71,6 +71,7 @@ async fn live(fixture: &Fixture, what: &str) {
     let life = async {
         copy_and_stream(fixture).await;
         copy_only(fixture).await;
+        of_query(fixture).await;
     };
     if tokio::time::timeout(std::time::Duration::from_secs(180), life).await.is_err() {
         panic!("not over in time: {what}\n{}", fixture.explain().await);
@@ -163,6 +164,44 @@ async fn copy_only(fixture: &Fixture) {
     drop_mirror(fixture).await;
 }
 
+/// Rounds of a query: new rows, a change and a delete, all anew, and rows that replace all others.
+async fn of_query(fixture: &Fixture) {
+    let begin = "drop schema public cascade; create schema public";
+    fixture.target.batch_execute(begin).await.unwrap();
+    fixture.source.batch_execute(begin).await.unwrap();
+    let tables = "create table q (id bigserial primary key, n int, at timestamptz not null default clock_timestamp());
+        insert into q (n) select i from generate_series(1, 100) i";
+    fixture.source.batch_execute(tables).await.unwrap();
+    let query = "select * from public.q where at between {{.start}} and {{.end}}";
+    let appended = r#""target_table": "appended", "watermark_column": "at", "watermark_table": "q", "partition_rows": "30", "parallel_workers": "2""#;
+    let upserted = r#""target_table": "q", "mode": "upsert", "key_columns": "id", "watermark_column": "at", "watermark_table": "q", "partition_rows": "30",
+                      "detect_deletes": "true""#;
+    for (options, changes) in [
+        (appended, "insert into q (n) select i from generate_series(101, 150) i"),
+        (upserted, "delete from q where n % 7 = 0; update q set n = 0, at = clock_timestamp() where n % 5 = 0"),
+    ] {
+        fixture.create_query(query, options).await;
+        fixture.caught_up().await;
+        fixture.source.batch_execute(changes).await.unwrap();
+        fixture.caught_up().await;
+        if options == appended {
+            let count = "select count(*) || ' ' || count(distinct id) from appended";
+            assert_eq!(ask(&fixture.target, count).await, "150 150");
+        } else {
+            fixture.assert_equal().await;
+        }
+        fixture.control.batch_execute("call peergate.resync_mirror('m')").await.unwrap();
+        fixture.caught_up().await;
+        drop_mirror(fixture).await;
+    }
+    fixture
+        .create_query("select * from public.q", r#""target_table": "q", "mode": "overwrite", "run_once": "true""#)
+        .await;
+    fixture.wait_for_state("completed").await;
+    fixture.assert_equal().await;
+    drop_mirror(fixture).await;
+}
+
 /// Nothing of ours may be left on the peers.
 async fn drop_mirror(fixture: &Fixture) {
     fixture.control.batch_execute("call peergate.drop_mirror(array['m'])").await.unwrap();
@@ -170,4 +209,5 @@ async fn drop_mirror(fixture: &Fixture) {
     assert_eq!(ask(&fixture.source, "select count(*) from pg_replication_slots").await, "0");
     assert_eq!(ask(&fixture.source, "select count(*) from pg_publication").await, "0");
     assert_eq!(ask(&fixture.target, "select to_regclass('peergate.progress') is null").await, "t");
+    assert_eq!(ask(&fixture.target, "select to_regclass('peergate.query_progress') is null").await, "t");
 }

@@ -24,6 +24,7 @@ mod preflight;
 mod protection;
 mod proxies;
 mod proxy;
+mod query;
 mod schema_changes;
 mod shapes;
 mod streaming;

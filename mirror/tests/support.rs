@@ -189,6 +189,14 @@ impl Fixture {
         self.control.batch_execute(&call).await.unwrap();
     }
 
+    /// Creates mirror `m` of a query from `shop` to `dwh`; the options are those of a JSON object.
+    pub(crate) async fn create_query(&self, query: &str, options: &str) {
+        let call = format!("call peergate.create_query_mirror('m', 'shop', 'dwh', $q${query}$q$, '{{{options}}}')");
+        if let Err(error) = self.control.batch_execute(&call).await {
+            panic!("{}", describe(&error));
+        }
+    }
+
     /// Waits until the target has all that the source had committed.
     pub(crate) async fn caught_up(&self) {
         if let Err(error) = self.try_caught_up().await {

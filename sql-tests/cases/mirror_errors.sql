@@ -20,7 +20,6 @@ create mirror m from shop to dwh for all tables with (mode = 'copy_onyl');
 create mirror m from shop to dwh for table t set (a = lower(a)) to u;
 create mirror m from shop to dwh for table t (a) to u (b);
 create mirror m from shop to dwh with table mapping ({from: a, to: b, key: id});
-create mirror m from shop to dwh for $$select * from t$$ with (mode = 'append');
 drop mirror m;
 drop mirror if exists m, n;
 drop mirror m keep metadata;

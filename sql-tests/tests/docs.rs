@@ -110,6 +110,11 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
          create mirror if not exists kept from shop to dwh for table orders to crm.kept, customers (id, name) to crm.kept_too with (batch_bytes_max = '1MB');
          create mirror if not exists \"Kept too\" from shop to dwh with table mapping ({from: sales.deals, to: crm.deals, exclude: [id]}) with (mode = stream_only);
          create mirror if not exists schemas from shop to dwh for tables in schema audit, sales to kept except (audit.log);
+         create mirror if not exists kept_query from shop to dwh for $q$select name, '$$' as \"odd \\ one\" from customers where name > 'it''s'$q$
+             with (target_table = 'crm.\"Odd\"', unique_key_columns = 'name, \"odd \\ one\"', mode = upsert, detect_deletes = true);
+         create mirror if not exists kept_rounds from shop to dwh for $$select * from orders where id between {{.start}} and {{.end}}$$
+             with (target_table = 'rounds', watermark_column = 'id', watermark_table = 'orders', refresh_interval = 60, parallelism = 3);
+         pause mirror kept_query; pause mirror kept_rounds;
          comment on mirror kept is 'stays';
          create or replace alert \"Any lag\" on mirror kept when lag_seconds > 60 for '5 min' or state = blocked notify slack (url = 'https://h/secret'),
              webhook (url = 'https://h/secret', authorization = 'secret', timeout_seconds = 3), notify with (repeat_interval = 0);
@@ -148,6 +153,8 @@ fn the_examples_of_the_page_run_and_the_catalog_can_be_dumped_and_rebuilt() {
         "ALTER ALERT quiet DISABLE;",
         "CREATE MIRROR kept FROM shop TO dwh FOR TABLE public.orders TO crm.kept, public.test (id) TO crm.kept_test WITH (batch_rows_max = '500', on_error = 'quarantine_table');",
         "FOR TABLES IN SCHEMA audit, sales TO kept;",
+        "CREATE MIRROR kept_rounds FROM shop TO dwh FOR $$select * from orders where id between {{.start}} and {{.end}}$$ WITH (parallel_workers = '3', refresh_interval = '00:01:00', target_table = 'public.rounds', watermark_column = 'id', watermark_table = 'public.orders');",
+        "FOR E'select name, ''$$'' as \"odd \\\\ one\" from customers where name > ''it''''s''' WITH",
         "password_env = 'PEERGATE_PEER_ODD_NAME_PASSWORD'",
         "password_env = 'PEERGATE_PEER_ODD_NAME_PASSWORD_2'",
     ] {

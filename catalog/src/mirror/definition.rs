@@ -1,12 +1,14 @@
 //! What was asked for: which tables, from where to where, and how.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pg::{Lsn, TableName};
 use serde_json::Value;
 use tokio_postgres::GenericClient;
 
+use super::query::{QueryMirror, query_mirror};
 use super::{Applied, lsn};
 use crate::peer::PeerOptions;
 use crate::{Catalog, Error};
@@ -181,6 +183,8 @@ pub enum Selection {
     },
     /// These tables.
     Tables(Vec<SelectedTable>),
+    /// None: the mirror is one of a query ([`Mirror::query`]).
+    Query,
 }
 
 impl Selection {
@@ -190,6 +194,7 @@ impl Selection {
             Selection::All { except } => !except.contains(table),
             Selection::Schemas { schemas, except } => schemas.contains_key(&table.schema) && !except.contains(table),
             Selection::Tables(tables) => tables.iter().any(|t| t.source == *table),
+            Selection::Query => false,
         }
     }
 
@@ -210,6 +215,9 @@ impl Selection {
         };
         if value.get("all").and_then(Value::as_bool) == Some(true) {
             return Ok(Selection::All { except: except().ok_or_else(bad)? });
+        }
+        if value.get("query").is_some_and(Value::is_string) {
+            return Ok(Selection::Query);
         }
         if let Some(schemas) = value.get("schemas") {
             let pair = |v: &Value| Some((v.get("from")?.as_str()?.to_owned(), v.get("to")?.as_str()?.to_owned()));
@@ -259,6 +267,8 @@ pub struct Mirror {
     pub selection: Selection,
     /// How.
     pub options: MirrorOptions,
+    /// Which query, and how its rows are written, if the mirror is one of a query: the options above then have their defaults.
+    pub query: Option<Arc<QueryMirror>>,
     /// Source transactions that commit exactly here are left out.
     pub skips: Vec<Lsn>,
     /// What the state was when it was read.
@@ -296,7 +306,7 @@ impl Catalog {
             select d.name, d.object_name, s.name, peergate.peer_document(s.id), t.name, peergate.peer_document(t.id), d.selection,
                    (select jsonb_object_agg(o.name, case o.type when 'interval' then extract(epoch from v.value::interval)::text
                                                                 when 'bytes' then pg_size_bytes(v.value)::text else v.value end)
-                    from peergate.settings o, lateral (select coalesce(d.options ->> o.name, o.default_value) as value) v
+                    from peergate.settings o, lateral (select coalesce(case when not d.selection ? 'query' then d.options ->> o.name end, o.default_value) as value) v
                     where o.scope = 'mirror' and o.alias_of is null),
                    r.state, r.system_id, r.snapshot_lsn::text, r.copied_at is not null,
                    r.rows_applied, r.bytes_applied, r.transactions_applied, r.timeline, r.publications, d.skip_lsns::text[]
@@ -306,6 +316,9 @@ impl Catalog {
             join peergate.mirror_runtime r on r.mirror_id = d.id
             where d.id = $1";
         let Some(row) = client.query_opt(query, &[&mirror_id]).await? else { return Ok(None) };
+        let selection = Selection::from_value(&row.get(6))?;
+        let of_query =
+            if selection == Selection::Query { Some(Arc::new(query_mirror(client, mirror_id).await?)) } else { None };
         Ok(Some(Mirror {
             id: mirror_id,
             name: row.get(0),
@@ -314,7 +327,8 @@ impl Catalog {
             source: PeerOptions::from_document(&row.get(3), self.keyring())?,
             target_name: row.get(4),
             target: PeerOptions::from_document(&row.get(5), self.keyring())?,
-            selection: Selection::from_value(&row.get(6))?,
+            selection,
+            query: of_query,
             options: MirrorOptions::from_value(&row.get(7))?,
             skips: row.get::<_, Vec<String>>(17).iter().filter_map(|lsn| lsn.parse().ok()).collect(),
             state: row.get(8),

@@ -243,6 +243,11 @@ impl<'a> Cursor<'a> {
         self.peek().is_some_and(|t| is_string(&t.token))
     }
 
+    /// Returns whether a parameter stands here.
+    pub(super) fn is_parameter(&self) -> bool {
+        self.peek().is_some_and(|t| matches!(t.token, Token::Placeholder(_)))
+    }
+
     /// Reads a string or a parameter.
     pub(super) fn text(&mut self) -> Result<Value, Refusal> {
         let begins = |token: &Token| is_string(token) || matches!(token, Token::Placeholder(_) | Token::LParen);

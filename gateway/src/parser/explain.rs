@@ -4,7 +4,7 @@ use pg::SqlState;
 
 use super::cursor::{Cursor, Punctuation};
 use super::{Ours, Refusal, mirror};
-use crate::statement::{MirrorChange, Statement, Value};
+use crate::statement::{MirrorChange, Selection, Statement, Value};
 
 /// Returns whether it is one of ours: what is explained is CREATE or ALTER MIRROR.
 pub(super) fn is_ours(text: &str) -> bool {
@@ -84,7 +84,10 @@ fn refusal(sqlstate: SqlState, message: String, hint: Option<&str>, at: usize) -
 fn has_parameters(statement: &Statement) -> bool {
     let is_parameter = |value: &Value| matches!(value, Value::Parameter(_));
     match statement {
-        Statement::CreateMirror(mirror) => mirror.options.iter().any(|o| is_parameter(&o.value)),
+        Statement::CreateMirror(mirror) => {
+            matches!(mirror.selection, Selection::Query(Value::Parameter(_)))
+                || mirror.options.iter().any(|o| is_parameter(&o.value))
+        }
         Statement::AlterMirror { change: MirrorChange::Set(options), .. } => {
             options.iter().any(|o| is_parameter(&o.value))
         }

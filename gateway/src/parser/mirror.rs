@@ -1,4 +1,4 @@
-//! `CREATE`, `ALTER`, `RESYNC`, `VERIFY`, `DROP`, `PAUSE`, `RESUME`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
+//! `CREATE`, `ALTER`, `RESYNC`, `VERIFY`, `DROP`, `PAUSE`, `RESUME`, `EXECUTE`, `WAIT FOR` and `SHOW MIRROR`. Which tables: see `tables`.
 
 use super::cursor::Cursor;
 use super::options::{interval, options, with_options};
@@ -114,6 +114,16 @@ pub(super) fn pause_or_resume(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> 
     let statement =
         if pause { Statement::PauseMirror { name, if_exists } } else { Statement::ResumeMirror { name, if_exists } };
     Ok(Ours { statement, spans })
+}
+
+/// `EXECUTE MIRROR [IF EXISTS] name`
+pub(super) fn execute(cursor: &mut Cursor<'_>) -> Result<Ours, Refusal> {
+    let mut spans = Spans::default();
+    cursor.expect_words(&["EXECUTE", "MIRROR"])?;
+    let if_exists = cursor.eat_condition(&["IF", "EXISTS"])?;
+    spans.add("name", cursor.position());
+    let name = cursor.long_ident()?;
+    Ok(Ours { statement: Statement::ExecuteMirror { name, if_exists }, spans })
 }
 
 /// `WAIT FOR MIRROR name [LSN 'lsn' | STATE state] [TIMEOUT interval]`

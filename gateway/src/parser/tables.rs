@@ -25,8 +25,9 @@ pub(super) fn selection(cursor: &mut Cursor<'_>, spans: &mut Spans) -> Result<Se
         };
     }
     cursor.expect_words(&["FOR"])?;
-    if cursor.is_string() {
-        return Err(Refusal::unsupported("a mirror of a query", cursor.position()));
+    if cursor.is_string() || cursor.is_parameter() {
+        spans.add("query", cursor.position());
+        return cursor.value().map(Selection::Query);
     }
     if cursor.eat_word("ALL") {
         cursor.expect_words(&["TABLES"])?;

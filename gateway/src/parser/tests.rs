@@ -137,6 +137,14 @@ fn what_is_printed_parses_to_the_same() {
             "CREATE MIRROR m FROM a TO b FOR TABLE public.t EXCEPT (x) WHERE (n in (1, 2) /* ) */ and \"N)\" <> ')') TO public.u, public.v (x) WHERE ((a)->>'é' = 'ü')",
         ),
         (
+            "create mirror if not exists m from a to b for $q$select 'it''s' from t where a between {{.start}} and {{.end}}$q$ with (target_table = 'x')",
+            "CREATE MIRROR IF NOT EXISTS m FROM a TO b FOR $$select 'it''s' from t where a between {{.start}} and {{.end}}$$ WITH (target_table = 'x')",
+        ),
+        ("create mirror m from a to b for E'select $$a$$\\n'", "CREATE MIRROR m FROM a TO b FOR 'select $$a$$\n'"),
+        ("create mirror m from a to b for $1", "CREATE MIRROR m FROM a TO b FOR $1"),
+        ("Execute Mirror If Exists \"M\"", "EXECUTE MIRROR IF EXISTS \"M\""),
+        ("execute mirror m", "EXECUTE MIRROR m"),
+        (
             "create mirror m from a to b with schema mapping (p:q)",
             "CREATE MIRROR m FROM a TO b FOR TABLES IN SCHEMA p TO q",
         ),

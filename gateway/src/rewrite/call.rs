@@ -106,6 +106,12 @@ pub(super) fn call(sql: &mut Sql, ours: &Ours, nonce: &str) {
             sql.flag("if_exists", *if_exists);
             sql.finish(nonce);
         }
+        Statement::ExecuteMirror { name, if_exists } => {
+            sql.push("CALL peergate.execute_mirror(");
+            sql.name(name);
+            sql.flag("if_exists", *if_exists);
+            sql.finish(nonce);
+        }
         Statement::WaitForMirror { name, until, timeout } => {
             sql.push("CALL peergate.wait_for_mirror(");
             sql.name(name);

@@ -3,17 +3,23 @@
 use serde_json::{Value as Json, json};
 
 use super::sql::{NO_NONCE, Sql, array, cast, options};
-use crate::statement::{CreateMirror, MirrorChange, SchemaMap, Selection, Statement, Table, TableMap};
+use crate::statement::{CreateMirror, MirrorChange, SchemaMap, Selection, Statement, Table, TableMap, Value};
 
 pub(super) fn create_mirror(sql: &mut Sql, mirror: &CreateMirror, nonce: &str) {
-    sql.push("CALL peergate.create_mirror(");
+    let of_query = matches!(mirror.selection, Selection::Query(_));
+    sql.push(if of_query { "CALL peergate.create_query_mirror(" } else { "CALL peergate.create_mirror(" });
     sql.name(&mirror.name);
     sql.push(", ");
     sql.literal(&mirror.source);
     sql.push(", ");
     sql.literal(&mirror.target);
-    sql.push(", ");
-    sql.json(&selection(&mirror.selection));
+    match &mirror.selection {
+        Selection::Query(query) => cast(sql, "query", "query", query, "text"),
+        tables => {
+            sql.push(", ");
+            sql.json(&selection(tables));
+        }
+    }
     options(sql, &mirror.options);
     sql.flag("if_not_exists", mirror.if_not_exists);
     sql.finish(nonce);
@@ -99,6 +105,9 @@ pub(super) fn selection(selection: &Selection) -> Json {
         Selection::Tables(maps) => {
             json!({"tables": maps.iter().map(table_map).collect::<Vec<_>>()})
         }
+        Selection::Query(Value::Text(query)) => json!({"query": query}),
+        // Its text is known when it is bound, and never read from here.
+        Selection::Query(Value::Parameter(_)) => Json::Null,
     };
     if let Selection::All { except } | Selection::Schemas { except, .. } = selection
         && !except.is_empty()
@@ -118,7 +127,9 @@ pub(crate) fn selection_from_json(document: &Json) -> Option<Selection> {
     let except = || -> Option<Vec<Table>> {
         document.get("except").map_or(Some(Vec::new()), |value| value.as_array()?.iter().map(table).collect())
     };
-    let read = if document.get("all").is_some() {
+    let read = if let Some(query) = document.get("query") {
+        Selection::Query(Value::Text(text(query)?))
+    } else if document.get("all").is_some() {
         Selection::All { except: except()? }
     } else if let Some(schemas) = document.get("schemas") {
         let schema = |map: &Json| Some(SchemaMap { from: text(map.get("from")?)?, to: text(map.get("to")?)? });

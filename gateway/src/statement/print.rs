@@ -143,6 +143,9 @@ impl fmt::Display for Statement {
                 }
                 f.write_str(when(*repair, " REPAIR"))
             }
+            Statement::ExecuteMirror { name, if_exists } => {
+                write!(f, "EXECUTE MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))
+            }
             Statement::PauseMirror { name, if_exists } => {
                 write!(f, "PAUSE MIRROR {}{}", when(*if_exists, "IF EXISTS "), Ident(name))
             }
@@ -241,8 +244,21 @@ impl fmt::Display for Selection {
                 except
             }
             Selection::Tables(maps) => return write!(f, "FOR TABLE {}", list(maps)),
+            Selection::Query(query) => return write!(f, "FOR {}", Query(query)),
         };
         if except.is_empty() { Ok(()) } else { write!(f, " EXCEPT ({})", list(except)) }
+    }
+}
+
+/// Prints a query in dollar quotes, as people write it, if it can stand between them.
+struct Query<'a>(&'a Value);
+
+impl fmt::Display for Query<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Value::Text(text) if !text.contains("$$") && !text.ends_with('$') => write!(f, "$${text}$$"),
+            other => other.fmt(f),
+        }
     }
 }
 

@@ -112,6 +112,15 @@ pub async fn prerequisites(source: &Client, tables: &[&SourceTable]) -> SqlResul
     Ok(found)
 }
 
+/// As [`prerequisites`], of values of these types.
+pub async fn prerequisites_of_types(source: &Client, oids: &[u32]) -> SqlResult<Vec<Prerequisite>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    for oid in oids {
+        type_prerequisites(source, *oid, &mut seen, &mut found).await?;
+    }
+    Ok(found)
+}
+
 /// Visits a type after those it is made of.
 async fn type_prerequisites(
     source: &Client,

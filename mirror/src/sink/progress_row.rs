@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::session::PeerSession;
 
 /// Held while the schema is made or removed, so that mirrors on one target do not trip over each other. `peergate` in ASCII.
-const LOCK: &str = "select pg_catalog.pg_advisory_xact_lock(8098991003110929509)";
+pub(crate) const LOCK: &str = "select pg_catalog.pg_advisory_xact_lock(8098991003110929509)";
 
 /// The main stream's lane; a table that comes later has one of its own until it has caught up.
 pub const MAIN_LANE: i32 = 0;
@@ -226,13 +226,20 @@ pub async fn remove(target: &PeerSession, mirror: &str) -> Result<(), Error> {
         do $$
         declare
             stage text;
+            extra text;
         begin
+            foreach extra in array array['query_progress', 'query_progress_partitions'] loop
+                if pg_catalog.to_regclass('peergate.' || extra) is not null then
+                    execute pg_catalog.format('delete from peergate.%I where mirror = %L', extra, {name});
+                end if;
+            end loop;
             for stage in select relname from pg_catalog.pg_class
                          where relnamespace = 'peergate'::regnamespace and relkind = 'r' and pg_catalog.starts_with(relname, {stages}) loop
                 execute pg_catalog.format('drop table peergate.%I', stage);
             end loop;
             if not exists (select from peergate.progress) then
                 drop table peergate.progress, peergate.progress_tables, peergate.relations;
+                drop table if exists peergate.query_progress, peergate.query_progress_partitions;
                 if not exists (select from pg_catalog.pg_class where relnamespace = 'peergate'::regnamespace)
                    and not exists (select from pg_catalog.pg_proc where pronamespace = 'peergate'::regnamespace) then
                     drop schema peergate;

@@ -89,6 +89,7 @@ async fn select(
 ) -> Result<Vec<SelectedTable>, Error> {
     let listed = match selection {
         Selection::Tables(tables) => return Ok(tables.clone()),
+        Selection::Query => return Ok(Vec::new()),
         Selection::All { except } => listed(&source.client, except, findings, |name| Some(name.schema.clone())).await,
         Selection::Schemas { schemas, except } => {
             listed(&source.client, except, findings, |name| schemas.get(&name.schema).cloned()).await
@@ -109,7 +110,7 @@ pub async fn plan_known_tables(
 ) -> Result<Vec<TablePlan>, Error> {
     let listed = |name: &TableName| match &mirror.selection {
         Selection::Tables(tables) => tables.iter().find(|t| t.source == *name).cloned(),
-        Selection::All { .. } | Selection::Schemas { .. } => None,
+        Selection::All { .. } | Selection::Schemas { .. } | Selection::Query => None,
     };
     let selected = known.iter().map(|(name, target)| {
         let (columns, condition) = listed(name).map(|t| (t.columns, t.condition)).unwrap_or_default();

@@ -201,7 +201,11 @@ impl Expected {
 /// [`Error`] as the server's SQLSTATE says.
 pub async fn drop(source: &PeerSession, object_name: &str) -> Result<(), Error> {
     for name in names(object_name) {
-        source.run(&format!("drop publication if exists {}", quote_ident(&name))).await?;
+        // A standby refuses to drop what is not there, too.
+        let exists = "select exists (select from pg_catalog.pg_publication where pubname = $1)";
+        if source.client.query_one(exists, &[&name]).await.map_err(|e| source.error(&e))?.get(0) {
+            source.run(&format!("drop publication if exists {}", quote_ident(&name))).await?;
+        }
     }
     Ok(())
 }
