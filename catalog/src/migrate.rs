@@ -34,6 +34,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0021_verify", include_str!("../../migrations/0021_verify.sql")),
     ("0022_explain", include_str!("../../migrations/0022_explain.sql")),
     ("0023_query_mirrors", include_str!("../../migrations/0023_query_mirrors.sql")),
+    ("0024_bookkeeping", include_str!("../../migrations/0024_bookkeeping.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

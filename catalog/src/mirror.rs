@@ -11,7 +11,9 @@ use pg::Lsn;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-pub use self::definition::{ColumnChoice, Ddl, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection};
+pub use self::definition::{
+    Bookkeeping, ColumnChoice, Ddl, Mirror, MirrorOptions, Mode, OnError, SelectedTable, Selection,
+};
 pub use self::report::{Applied, Failure, Status};
 pub use self::rounds::{PartitionRow, RoundEnd, RoundTask};
 pub use self::tables::{MirrorTable, RenamedTable, TableRow, TableStatus};

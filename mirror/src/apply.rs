@@ -115,7 +115,7 @@ impl Counts {
                         let counts = match change {
                             Change::Insert(_) => [1, 0, 0, 0],
                             Change::Update { .. } => [0, 1, 0, 0],
-                            Change::Delete(_) => [0, 0, 1, 0],
+                            Change::Delete(_) | Change::Remove(_) => [0, 0, 1, 0],
                         };
                         self.tables.push((table.source.clone(), counts));
                     }

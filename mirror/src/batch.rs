@@ -7,8 +7,8 @@
 //!
 //! Pure: no I/O, no clock. What a key comes to is checked against row-by-row application in the tests below.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use catalog::event::Event;
@@ -93,6 +93,8 @@ pub enum Change {
     },
     /// A row goes; this is its key, or the whole row.
     Delete(Tuple),
+    /// Where deleted rows stay, a row really goes, if it is there: it has got another key.
+    Remove(Tuple),
 }
 
 /// A change of a table on the target, at its place among the rows.
@@ -130,6 +132,8 @@ struct Row {
     /// Orders the rows as they came, for locality on the target.
     order: usize,
     change: RowChange,
+    /// Where deleted rows stay: it was deleted in the end.
+    buried: bool,
 }
 
 #[derive(Debug)]
@@ -144,7 +148,7 @@ enum RowChange {
 }
 
 /// What a table's rows come to, sorted by how they are written.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sorted<'a> {
     /// Rows that go, by key. Each must be there.
     pub deletes: Vec<&'a Tuple>,
@@ -152,10 +156,28 @@ pub struct Sorted<'a> {
     pub updates: Vec<&'a Tuple>,
     /// Rows that get a new key and keep values of the row with the old one, which is among the deletes: old key, new row.
     pub moves: Vec<(&'a Tuple, &'a Tuple)>,
-    /// Rows that come. None may be there.
+    /// Rows that come. None may be there, but for deleted ones that stayed, which make room for those and for rows that move.
     pub inserts: Vec<&'a Tuple>,
+    /// Keys under which only deleted rows that stayed can be, and which go.
+    pub clears: Vec<&'a Tuple>,
+    /// Rows that stay as they are and are marked as deleted. Each must be there.
+    pub buries: Vec<&'a Tuple>,
+    /// Which of the rows that are written were deleted after all, and stay with these values: where they are in memory.
+    deleted: HashSet<usize>,
     /// What happened to rows without a key, when it was not only inserts.
     pub keyless: &'a [Change],
+}
+
+impl Sorted<'_> {
+    /// Returns the same without rows that come.
+    pub fn without_inserts(&self) -> Self {
+        Sorted { inserts: Vec::new(), ..self.clone() }
+    }
+
+    /// Returns whether one of the rows that are written is a deleted one, which stays.
+    pub fn is_deleted(&self, row: &Tuple) -> bool {
+        self.deleted.contains(&std::ptr::from_ref(row).addr())
+    }
 }
 
 impl TableChanges {
@@ -168,8 +190,14 @@ impl TableChanges {
         let mut rows: Vec<&Row> = self.rows.values().collect();
         rows.sort_unstable_by_key(|r| r.order);
         let mut sorted = Sorted::default();
+        let softly = self.deletes_softly();
         for row in rows {
+            if let (RowChange::Write(new) | RowChange::Move { new, .. }, true) = (&row.change, row.buried) {
+                sorted.deleted.insert(std::ptr::from_ref(new).addr());
+            }
             match (&row.change, row.existed) {
+                (RowChange::Delete(old), _) if row.buried => sorted.buries.push(old),
+                (RowChange::Delete(old), false) if softly => sorted.clears.push(old),
                 (RowChange::Delete(old), _) => sorted.deletes.push(old),
                 (RowChange::Write(new), true) => sorted.updates.push(new),
                 (RowChange::Write(new), false) => sorted.inserts.push(new),
@@ -190,6 +218,10 @@ impl TableChanges {
         sorted
     }
 
+    fn deletes_softly(&self) -> bool {
+        self.table.deletes_softly() && self.table.has_key()
+    }
+
     fn next_order(&self) -> usize {
         self.rows.len()
     }
@@ -202,10 +234,10 @@ impl TableChanges {
         let order = self.next_order();
         match self.rows.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(Row { existed: false, order, change: RowChange::Write(new) });
+                entry.insert(Row { existed: false, order, change: RowChange::Write(new), buried: false });
             }
             // Deleted and inserted again: the row that was there gets all its values anew.
-            Entry::Occupied(mut entry) => entry.get_mut().change = RowChange::Write(new),
+            Entry::Occupied(mut entry) => entry.get_mut().become_change(RowChange::Write(new)),
         }
     }
 
@@ -213,28 +245,47 @@ impl TableChanges {
         let order = self.next_order();
         match self.rows.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(Row { existed: true, order, change: RowChange::Write(new) });
+                entry.insert(Row { existed: true, order, change: RowChange::Write(new), buried: false });
             }
             Entry::Occupied(mut entry) => {
                 let row = entry.get_mut();
-                row.change = match &row.change {
+                let change = match &row.change {
                     RowChange::Write(older) => RowChange::Write(new.filled_from(older)),
                     RowChange::Move { old, new: older } => {
                         RowChange::Move { old: old.clone(), new: new.filled_from(older) }
                     }
                     RowChange::Delete(_) => RowChange::Write(new),
                 };
+                row.become_change(change);
             }
         }
     }
 
+    /// A row is deleted on the source. Where such rows stay it does so with the values that it had last, in whatever batches they came.
     fn delete(&mut self, key: Box<[u8]>, old: Tuple) {
+        if !self.deletes_softly() {
+            return self.remove(key, old);
+        }
         let order = self.next_order();
         match self.rows.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(Row { existed: true, order, change: RowChange::Delete(old) });
+                entry.insert(Row { existed: true, order, change: RowChange::Delete(old), buried: true });
             }
-            Entry::Occupied(mut entry) if entry.get().existed => entry.get_mut().change = RowChange::Delete(old),
+            Entry::Occupied(mut entry) => entry.get_mut().buried = true,
+        }
+    }
+
+    /// A row is no longer there under its key.
+    fn remove(&mut self, key: Box<[u8]>, old: Tuple) {
+        let (order, softly) = (self.next_order(), self.deletes_softly());
+        match self.rows.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Row { existed: true, order, change: RowChange::Delete(old), buried: false });
+            }
+            // Where deleted rows stay, one that had the key before may be there although the target never had this one.
+            Entry::Occupied(mut entry) if entry.get().existed || softly => {
+                entry.get_mut().become_change(RowChange::Delete(old));
+            }
             // Came and went within the batch: the target never had it.
             Entry::Occupied(entry) => {
                 entry.remove();
@@ -249,7 +300,7 @@ impl TableChanges {
             Some((RowChange::Move { old: from, new: older }, _)) => (Some(from.clone()), new.filled_from(older)),
             _ => (Some(old.clone()), new),
         };
-        self.delete(old_key, old);
+        self.remove(old_key, old);
         let order = self.next_order();
         // Columns that only the target has move with the row.
         let moves = new.has_unchanged() || !self.table.extras.is_empty();
@@ -259,10 +310,17 @@ impl TableChanges {
         };
         match self.rows.entry(new_key) {
             Entry::Vacant(entry) => {
-                entry.insert(Row { existed: false, order, change });
+                entry.insert(Row { existed: false, order, change, buried: false });
             }
-            Entry::Occupied(mut entry) => entry.get_mut().change = change,
+            Entry::Occupied(mut entry) => entry.get_mut().become_change(change),
         }
+    }
+}
+
+impl Row {
+    fn become_change(&mut self, change: RowChange) {
+        self.change = change;
+        self.buried = false;
     }
 }
 

@@ -96,7 +96,10 @@ impl Job {
         let stage = replaces.then(|| progress_row::stage_table(mirror, plan.source.oid));
         let alone = target.map_or_else(|| table.clone(), TargetTable::alone);
         let replace = stage.as_ref().map(|stage| finish::Replace {
-            delete: format!("delete from {alone}"),
+            delete: target
+                .filter(|_| reshape.is_none())
+                .and_then(|target| finish::bury_missing(&plan, target, stage))
+                .unwrap_or_else(|| format!("delete from {alone}")),
             reshape: reshape.clone(),
             insert: format!(
                 "insert into {table}{into} overriding system value select {columns} from {stage}; drop table {stage}"

@@ -7,6 +7,7 @@ use catalog::mirror::{Ddl, MirrorTable, RenamedTable};
 use pg::{SqlState, TableName};
 
 use crate::assemble::{Known, Tables};
+use crate::bookkeeping;
 use crate::enums;
 use crate::error::{Error, Problem};
 use crate::prepare::{self, builtin_types, column_types, describe_targets};
@@ -65,8 +66,10 @@ pub async fn look_up(
         shapes.push(Shape { listed, plan });
     }
     let plans: Vec<TablePlan> = shapes.iter().map(|s| s.plan.clone()).collect();
-    let targets = describe_targets(target, &plans).await?;
+    bookkeeping::provide(context, target, &plans).await?;
+    let targets = describe_targets(target, &plans, &options.bookkeeping).await?;
     for plan in &plans {
+        bookkeeping::check(&options.bookkeeping, plan, targets.get(&plan.target_name), false, &mut findings);
         match targets.get(&plan.target_name) {
             // What it lacks is done without.
             Some(_) if options.ddl == Ddl::Ignore => {}

@@ -15,6 +15,7 @@ macro_rules! fail_point {
 pub mod apply;
 pub mod assemble;
 pub mod batch;
+pub mod bookkeeping;
 pub mod copy;
 pub mod engine;
 pub mod enums;

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use catalog::event::Event;
-use catalog::mirror::{Ddl, Mirror, MirrorTable, Mode};
+use catalog::mirror::{Bookkeeping, Ddl, Mirror, MirrorTable, Mode};
 use pg::name::quote_ident;
 use pg::{SqlState, TableName};
 
 use crate::batch::Alter;
+use crate::bookkeeping;
 use crate::copy::Targets;
 use crate::error::{Error, Problem};
 use crate::schema::change::{self, Alteration, Surroundings};
@@ -66,7 +67,7 @@ impl Before {
         let shapes =
             if shapes::are_kept(target).await? { shapes::load(target, &mirror.object_name).await? } else { Vec::new() };
         Ok(Before {
-            targets: describe_targets(target, plans).await?,
+            targets: describe_targets(target, plans, &mirror.options.bookkeeping).await?,
             types: column_types(source, plans).await?,
             known,
             shapes: shapes.into_iter().map(|shape| (shape.listed.clone(), shape)).collect(),
@@ -107,6 +108,7 @@ pub fn decide(mirror: &Mirror, plan: &TablePlan, before: &Before, findings: &mut
     } else {
         how_to_fill(&found, options.truncate_target)
     };
+    bookkeeping::check(&options.bookkeeping, plan, target, options.create_tables, findings);
     let mut altered = None;
     match target {
         Some(target) if fill != Some(Fill::Recreate) => {
@@ -198,16 +200,21 @@ async fn undo_if_refused(target: &PeerSession, result: Result<(), Error>) -> Res
     result
 }
 
-/// Describes the targets of these tables, with each mirror's key known to them.
+/// Describes the targets of these tables, with each mirror's key and own columns known to them.
 ///
 /// # Errors
 /// [`Error`] as the server's SQLSTATE says.
-pub async fn describe_targets(target: &PeerSession, plans: &[TablePlan]) -> Result<Targets, Error> {
+pub async fn describe_targets(
+    target: &PeerSession,
+    plans: &[TablePlan],
+    bookkeeping: &Bookkeeping,
+) -> Result<Targets, Error> {
     let names: Vec<&TableName> = plans.iter().map(|p| &p.target_name).collect();
     let mut targets = target_tables(&target.client, &names, target.version).await.map_err(|e| target.error(&e))?;
     for plan in plans {
         if let Some(found) = targets.get_mut(&plan.target_name) {
             found.set_key(plan.key());
+            found.bookkeeping = bookkeeping.clone();
         }
     }
     Ok(targets)
@@ -287,7 +294,7 @@ async fn create_table(context: &Context, target: &PeerSession, plan: &TablePlan)
     let result = async {
         target.run("begin").await?;
         progress_row::hold(target, &context.mirror.object_name, context.lane, context.epoch).await?;
-        target.run(&ddl::create_table(plan)).await?;
+        target.run(&ddl::create_table(plan, &context.mirror.options.bookkeeping)).await?;
         let query = "select pg_catalog.to_regclass($1)::oid";
         let row = target.client.query_one(query, &[&plan.target_name.quoted()]).await.map_err(|e| target.error(&e))?;
         fail_point!("target table created");
@@ -349,7 +356,8 @@ pub async fn empty_tables(
     plans: &[TablePlan],
     fills: &Fills,
 ) -> Result<(), Error> {
-    let targets = describe_targets(target, plans).await?;
+    bookkeeping::provide(context, target, plans).await?;
+    let targets = describe_targets(target, plans, &context.mirror.options.bookkeeping).await?;
     let mut names = Vec::new();
     for plan in plans {
         let Some(Filling { fill, reshape }) = fills.get(&plan.source.name) else { continue };

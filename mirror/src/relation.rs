@@ -1,5 +1,6 @@
 //! How a source relation's rows become a target table's rows.
 
+use catalog::mirror::Bookkeeping;
 use pg::SqlState;
 use pg::TableName;
 use pg::name::quote_ident;
@@ -86,6 +87,8 @@ pub struct TableMap {
     pub replace: bool,
     /// Foreign keys of the target delete and change its rows with those that they refer to, if they are not switched off.
     pub cascades: bool,
+    /// Columns that only the target has, and that are written with each row.
+    pub bookkeeping: Bookkeeping,
 }
 
 impl TableMap {
@@ -110,6 +113,9 @@ impl TableMap {
             if !takes(&column.name) {
                 continue;
             }
+            if target.bookkeeping.has(&column.name) {
+                return Err(taken_name(&source, &column.name));
+            }
             let Some(found) = target.columns.iter().find(|c| c.name == column.name) else {
                 return Err(missing_column(&source, target, &column.name));
             };
@@ -130,10 +136,15 @@ impl TableMap {
                 has_equality: found.has_equality,
             });
         }
-        let is_extra = |c: &&TargetColumn| !c.generated && !columns.iter().any(|m| m.target == c.name);
+        let bookkeeping = target.bookkeeping.clone();
+        let is_ours = |name: &str| bookkeeping.has(name) || columns.iter().any(|m: &MappedColumn| m.target == name);
+        let is_extra = |c: &&TargetColumn| !c.generated && !is_ours(&c.name);
         let extras = target.columns.iter().filter(is_extra).map(|c| (c.name.clone(), c.type_sql.clone())).collect();
         Ok(TableMap {
-            direct: !columns.is_empty() && columns.iter().all(|c| c.passage == Passage::AsIs),
+            // What the mirror writes besides the source's columns is not in a stream's rows.
+            direct: bookkeeping == Bookkeeping::default()
+                && !columns.is_empty()
+                && columns.iter().all(|c| c.passage == Passage::AsIs),
             oid: relation.oid,
             source,
             target: target.name.clone(),
@@ -144,7 +155,37 @@ impl TableMap {
             whole_old_rows: relation.identity == pg::pgoutput::Identity::Full,
             other_unique: target.other_unique,
             cascades: target.cascades,
+            bookkeeping,
         })
+    }
+
+    /// Returns whether rows that were deleted on the source stay, marked.
+    pub fn deletes_softly(&self) -> bool {
+        self.bookkeeping.soft_delete.is_some()
+    }
+
+    /// Returns whether a row `alias` was deleted on the source and stayed, as SQL; `None` if rows do not stay.
+    pub fn is_deleted(&self, alias: &str) -> Option<String> {
+        self.bookkeeping.soft_delete.as_ref().map(|name| format!("{alias}.{} is true", quote_ident(name)))
+    }
+
+    /// Returns the mirror's own columns, quoted, with the values that a row gets, as SQL. `deleted` says whether it was, as SQL.
+    pub fn bookkept(&self, deleted: &str) -> impl Iterator<Item = (String, String)> {
+        let Bookkeeping { soft_delete, synced_at } = &self.bookkeeping;
+        let mark = soft_delete.as_ref().map(|name| (quote_ident(name), deleted.to_string()));
+        let time = synced_at.as_ref().map(|name| (quote_ident(name), "pg_catalog.now()".to_owned()));
+        mark.into_iter().chain(time)
+    }
+
+    /// Returns what an UPDATE sets in the mirror's own columns of a row that goes on being there: when that was.
+    pub fn touch(&self) -> Option<String> {
+        let name = self.bookkeeping.synced_at.as_ref()?;
+        Some(format!("{} = pg_catalog.now()", quote_ident(name)))
+    }
+
+    /// Returns what an UPDATE sets in a row that was deleted on the source and stays.
+    pub fn bury(&self) -> String {
+        self.bookkept("true").map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
     }
 
     /// Returns whether rows are found by a key.
@@ -182,6 +223,17 @@ impl TableMap {
         }
         if key.is_empty() { None } else { Some(key.into()) }
     }
+}
+
+/// The error of a source's column that would be one of the mirror's own.
+pub fn taken_name(source: &TableName, column: &str) -> Problem {
+    Problem::new(
+        SqlState::from_text("42701").expect("five characters"),
+        format!(
+            "column \"{column}\" of source table \"{source}\" has the name of a column that the mirror writes itself"
+        ),
+    )
+    .hint("Choose another soft_delete_column or synced_at_column, or leave the column out of the mirror.")
 }
 
 fn missing_column(source: &TableName, target: &TargetTable, column: &str) -> Problem {

@@ -11,7 +11,7 @@ pub mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 
-use catalog::mirror::ColumnChoice;
+use catalog::mirror::{Bookkeeping, ColumnChoice};
 use pg::{SqlState, TableName};
 use serde::{Deserialize, Serialize};
 
@@ -224,6 +224,8 @@ pub struct TargetTable {
     pub has_foreign_keys: bool,
     /// A foreign key of it deletes or changes its rows with those that they refer to.
     pub cascades: bool,
+    /// Which of its columns are the mirror's own. Set when the mirror is known.
+    pub bookkeeping: Bookkeeping,
 }
 
 impl TargetTable {

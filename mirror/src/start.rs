@@ -64,7 +64,7 @@ async fn run_once(context: &Context, source: &PeerSession, sink: &mut PostgresSi
     fail_point!("preflight passed");
     if sink.triggers_fire() {
         if mirror.options.mode != Mode::StreamOnly {
-            check_foreign_keys(&describe_targets(sink.session(), &plans).await?)?;
+            check_foreign_keys(&describe_targets(sink.session(), &plans, &mirror.options.bookkeeping).await?)?;
         }
         let event = Event::warning("schema", "triggers and foreign keys of the target fire while the mirror writes")
             .detail("The target's role may not set session_replication_role. So changes are written one by one, in the order of the source, which is slower; \
@@ -162,7 +162,7 @@ pub async fn make_jobs(
     plans: Vec<TablePlan>,
     fills: &Fills,
 ) -> Result<Vec<Job>, Error> {
-    let targets = describe_targets(target, &plans).await?;
+    let targets = describe_targets(target, &plans, &context.mirror.options.bookkeeping).await?;
     let types = column_types(source, &plans).await?;
     let mut jobs = Vec::new();
     for plan in plans {

@@ -239,7 +239,7 @@ impl Run<'_> {
         let mut findings = Findings::default();
         let plans = plan_known_tables(mirror, source, std::slice::from_ref(name), &mut findings).await?;
         findings.into_result()?;
-        let mut targets = describe_targets(target, &plans).await?;
+        let mut targets = describe_targets(target, &plans, &mirror.options.bookkeeping).await?;
         let (plan, found) = match (plans.first(), targets.remove(&name.1)) {
             (Some(plan), Some(found)) => (plan, found),
             _ => return Ok(skipped(name, format!("target table \"{}\" does not exist", name.1))),
@@ -253,7 +253,8 @@ impl Run<'_> {
             Reader::open(target, &moment.target, found.oid).await?,
         ];
         let buckets = buckets_for(readers[0].bytes().max(readers[1].bytes()));
-        let comparison = Comparison::new(plan, &found.alone(), &types, hash, buckets);
+        let comparison =
+            Comparison::new(plan, &found.alone(), found.bookkeeping.soft_delete.as_deref(), &types, hash, buckets);
         let subject = Subject { plan, target: &found, readers, comparison };
         let mut table = VerifiedTable {
             source: name.0.clone(),

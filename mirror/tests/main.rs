@@ -27,6 +27,7 @@ mod proxy;
 mod query;
 mod schema_changes;
 mod shapes;
+mod soft_delete;
 mod streaming;
 mod support;
 mod tls;

@@ -81,6 +81,24 @@ pub struct MirrorOptions {
     pub failover_slot: bool,
     /// How often a heartbeat is sent from the source to the target; zero: never.
     pub heartbeat_interval: Duration,
+    /// What the target's tables have besides the source's columns.
+    pub bookkeeping: Bookkeeping,
+}
+
+/// Columns that only the target has, and the mirror writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bookkeeping {
+    /// True in rows that were deleted on the source, which stay; `None`: they go.
+    pub soft_delete: Option<String>,
+    /// When the mirror wrote the row last: the time of the target's transaction.
+    pub synced_at: Option<String>,
+}
+
+impl Bookkeeping {
+    /// Returns whether a column of that name is one of these.
+    pub fn has(&self, column: &str) -> bool {
+        [&self.soft_delete, &self.synced_at].into_iter().flatten().any(|name| name == column)
+    }
 }
 
 /// The least silence that can mean anything: a walsender is asked to answer every ten seconds.
@@ -104,6 +122,9 @@ impl MirrorOptions {
             let seconds = text(name)?.parse::<f64>().ok().filter(|s| s.is_finite() && *s > 0.0).unwrap_or(0.0);
             Ok(Duration::from_secs_f64(seconds))
         };
+        // PeerDB's way to say none is an empty name.
+        let name =
+            |option: &str| value.get(option).and_then(Value::as_str).filter(|name| !name.is_empty()).map(str::to_owned);
         Ok(MirrorOptions {
             mode: match text("mode")? {
                 "copy_and_stream" => Mode::CopyAndStream,
@@ -132,6 +153,11 @@ impl MirrorOptions {
             replication_origin: text("replication_origin")? == "true",
             failover_slot: text("failover_slot")? == "true",
             heartbeat_interval: seconds("heartbeat_interval")?,
+            bookkeeping: if text("disable_peerdb_columns")? == "true" {
+                Bookkeeping::default()
+            } else {
+                Bookkeeping { soft_delete: name("soft_delete_column"), synced_at: name("synced_at_column") }
+            },
         })
     }
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::relation::MappedColumn;
 use crate::schema::Passage;
+use catalog::mirror::Bookkeeping;
 
 /// A table `(id, a, b)` whose key is `id`.
 fn table() -> Arc<TableMap> {
@@ -34,7 +35,14 @@ fn table() -> Arc<TableMap> {
         other_unique: false,
         replace: false,
         cascades: false,
+        bookkeeping: Bookkeeping::default(),
     })
+}
+
+/// The same, with a column that says of rows that they were deleted.
+fn softly_deleting() -> Arc<TableMap> {
+    let bookkeeping = Bookkeeping { soft_delete: Some("gone".into()), synced_at: None };
+    Arc::new(TableMap { bookkeeping, direct: false, ..(*table()).clone() })
 }
 
 /// `None` is a value that was not sent.
@@ -66,7 +74,8 @@ fn values(tuple: &Tuple) -> Vec<Option<u8>> {
     tuple.values().map(|v| if let Value::Text(bytes) = v { Some(bytes[0]) } else { None }).collect()
 }
 
-type Model = BTreeMap<u8, [u8; 2]>;
+/// Values by key, and whether the row was deleted and has stayed.
+type Model = BTreeMap<u8, ([u8; 2], bool)>;
 
 /// Writes a batch as a sink does: deletes, updates, inserts; a change that finds no row, or one that is in the way, is an error.
 fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
@@ -79,34 +88,57 @@ fn write(batch: &Batch, rows: &mut Model) -> Result<(), String> {
                     let mut moved = Vec::new();
                     for (old, new) in &sorted.moves {
                         let (old, new) = (values(old), values(new));
-                        let row = rows.get(&old[0].unwrap()).ok_or("a row to change the key of is missing")?;
+                        let (row, false) =
+                            *rows.get(&old[0].unwrap()).ok_or("a row to change the key of is missing")?
+                        else {
+                            return Err("a row to change the key of is deleted".into());
+                        };
                         moved.push((new[0].unwrap(), [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])]));
                     }
-                    for old in sorted.deletes {
-                        rows.remove(&values(old)[0].unwrap()).ok_or("a row to delete is missing")?;
+                    for old in &sorted.buries {
+                        let (_, deleted) = rows.get_mut(&values(old)[0].unwrap()).ok_or("a row to mark is missing")?;
+                        if std::mem::replace(deleted, true) {
+                            return Err("a row to mark is deleted already".into());
+                        }
                     }
-                    for new in sorted.updates {
-                        let new = values(new);
-                        let row = rows.get_mut(&new[0].unwrap()).ok_or("a row to update is missing")?;
+                    for old in &sorted.deletes {
+                        let (_, false) = rows.remove(&values(old)[0].unwrap()).ok_or("a row to delete is missing")?
+                        else {
+                            return Err("a row to delete is deleted".into());
+                        };
+                    }
+                    for tuple in &sorted.updates {
+                        let new = values(tuple);
+                        let (row, deleted) = rows.get_mut(&new[0].unwrap()).ok_or("a row to update is missing")?;
                         *row = [new[1].unwrap_or(row[0]), new[2].unwrap_or(row[1])];
+                        if std::mem::replace(deleted, sorted.is_deleted(tuple)) {
+                            return Err("a row to update is deleted".into());
+                        }
                     }
-                    for new in sorted.inserts {
-                        let new = values(new);
+                    let comes = sorted.inserts.iter().copied().chain(sorted.moves.iter().map(|(_, new)| *new));
+                    for key in comes.chain(sorted.clears.iter().copied()) {
+                        let key = values(key)[0].unwrap();
+                        if changes.table.deletes_softly() && rows.get(&key).is_some_and(|(_, deleted)| *deleted) {
+                            rows.remove(&key);
+                        }
+                    }
+                    for tuple in &sorted.inserts {
+                        let new = values(tuple);
                         let (Some(id), Some(a), Some(b)) = (new[0], new[1], new[2]) else {
                             return Err("half a row".into());
                         };
-                        if rows.insert(id, [a, b]).is_some() {
+                        if rows.insert(id, ([a, b], sorted.is_deleted(tuple))).is_some() {
                             return Err("a row is in the way".into());
                         }
                     }
-                    for (id, row) in moved {
-                        if rows.insert(id, row).is_some() {
+                    for ((id, row), (_, tuple)) in moved.into_iter().zip(&sorted.moves) {
+                        if rows.insert(id, (row, sorted.is_deleted(tuple))).is_some() {
                             return Err("a row is in the way".into());
                         }
                     }
                 }
             }
-            Step::Truncate { .. } => rows.clear(),
+            Step::Truncate { tables, .. } => happen_truncate(rows, tables[0].deletes_softly()),
             Step::InOrder(_) => return Err("nothing asked for an order".into()),
         }
     }
@@ -133,24 +165,41 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Does a change to the source's rows if it is possible there, and says whether it was.
-fn happen(change: &Change, rows: &mut Model) -> bool {
+/// Does a change to the rows if it is possible on the source, and says whether it was. With `softly` deleted rows stay.
+fn happen(change: &Change, rows: &mut Model, softly: bool) -> bool {
+    let is_there = |rows: &Model, key: u8| rows.get(&key).is_some_and(|(_, deleted)| !deleted);
     match *change {
-        Change::Insert(key, a, b) => !rows.contains_key(&key) && rows.insert(key, [a, b]).is_none(),
-        Change::Update(key, new_key, a, b) => {
-            if !rows.contains_key(&key) || (new_key != key && rows.contains_key(&new_key)) {
-                return false;
-            }
-            let row = rows.remove(&key).unwrap();
-            rows.insert(new_key, [a.unwrap_or(row[0]), b.unwrap_or(row[1])]);
+        Change::Insert(key, ..) if is_there(rows, key) => false,
+        Change::Insert(key, a, b) => {
+            rows.insert(key, ([a, b], false));
             true
         }
-        Change::Delete(key) => rows.remove(&key).is_some(),
+        Change::Update(key, new_key, a, b) => {
+            if !is_there(rows, key) || (new_key != key && is_there(rows, new_key)) {
+                return false;
+            }
+            let (row, _) = rows.remove(&key).unwrap();
+            rows.insert(new_key, ([a.unwrap_or(row[0]), b.unwrap_or(row[1])], false));
+            true
+        }
+        Change::Delete(key) => {
+            let there = is_there(rows, key);
+            match rows.get_mut(&key).filter(|_| softly) {
+                Some((_, deleted)) => *deleted = true,
+                None => drop(rows.remove(&key)),
+            }
+            there
+        }
         Change::Truncate => {
-            rows.clear();
+            happen_truncate(rows, softly);
             true
         }
     }
+}
+
+fn happen_truncate(rows: &mut Model, softly: bool) {
+    rows.values_mut().for_each(|(_, deleted)| *deleted = true);
+    rows.retain(|_, _| softly);
 }
 
 fn add(change: &Change, batch: &mut Batch, table: &Arc<TableMap>) {
@@ -170,15 +219,17 @@ proptest! {
 
     #[test]
     fn a_batch_does_what_its_changes_do_one_by_one(
-        before in proptest::collection::btree_map(0u8..5, any::<[u8; 2]>(), 0..5),
+        before in proptest::collection::btree_map(0u8..5, any::<([u8; 2], bool)>(), 0..5),
+        softly in any::<bool>(),
         changes in proptest::collection::vec(change(), 0..40),
         cuts in proptest::collection::vec(0usize..40, 0..3),
     ) {
-        let table = table();
+        let table = if softly { softly_deleting() } else { table() };
+        let before: Model = before.into_iter().filter(|(_, (_, deleted))| softly || !deleted).collect();
         let (mut source, mut target) = (before.clone(), before);
         let mut batch = Batch::default();
         for (n, change) in changes.iter().enumerate() {
-            if happen(change, &mut source) {
+            if happen(change, &mut source, softly) {
                 add(change, &mut batch, &table);
             }
             if cuts.contains(&n) {
@@ -189,6 +240,29 @@ proptest! {
         prop_assert_eq!(write(&batch, &mut target), Ok(()));
         prop_assert_eq!(source, target);
     }
+}
+
+#[test]
+fn deleted_rows_stay_as_they_were_last() {
+    let (table, mut batch) = (softly_deleting(), Batch::default());
+    for change in [
+        Change::Insert(1, 2, 3),
+        Change::Delete(1),
+        Change::Update(2, 2, Some(7), None),
+        Change::Delete(2),
+        Change::Delete(3),
+        Change::Insert(4, 1, 1),
+        Change::Update(4, 5, None, None),
+    ] {
+        add(&change, &mut batch, &table);
+    }
+    let [Step::Changes(tables)] = &batch.steps[..] else { panic!("one step: {:?}", batch.steps) };
+    let sorted = tables[0].sorted();
+    let keys = |rows: &[&Tuple]| rows.iter().map(|row| values(row)[0].unwrap()).collect::<Vec<_>>();
+    assert_eq!((keys(&sorted.inserts), keys(&sorted.updates), keys(&sorted.buries)), (vec![1, 5], vec![2], vec![3]));
+    let deleted = |rows: &[&Tuple]| rows.iter().map(|row| sorted.is_deleted(row)).collect::<Vec<_>>();
+    assert_eq!((deleted(&sorted.inserts), deleted(&sorted.updates)), (vec![true, false], vec![true]));
+    assert_eq!((keys(&sorted.clears), keys(&sorted.deletes)), (vec![4], vec![]));
 }
 
 #[test]

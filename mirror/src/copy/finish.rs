@@ -10,7 +10,7 @@ use super::{Job, Shared, in_table};
 use crate::batch::Alter;
 use crate::error::{Error, Problem};
 use crate::prepare::run_fenced;
-use crate::schema::{RowIdentity, SourceIndex, ddl};
+use crate::schema::{RowIdentity, SourceIndex, TablePlan, TargetTable, ddl};
 use crate::session::PeerSession;
 use crate::sink::{alter, marks, progress_row, shapes};
 use crate::table_state::TableState;
@@ -24,6 +24,22 @@ pub(super) struct Replace {
     pub(super) reshape: Option<Arc<Alter>>,
     /// What puts the staged ones there.
     pub(super) insert: String,
+}
+
+/// Where rows that were deleted on the source stay: marks those of the target that are not in the stage, and takes those away that are.
+/// Without a key rows cannot be told apart: those that are there go, and those that are marked stay. `None` where they do not stay.
+pub(super) fn bury_missing(plan: &TablePlan, target: &TargetTable, stage: &str) -> Option<String> {
+    let mark = target.bookkeeping.soft_delete.as_ref().map(|name| quote_ident(name))?;
+    let alone = target.alone();
+    let Some(key) = plan.key() else { return Some(format!("delete from {alone} t where t.{mark} is not true")) };
+    let same: Vec<String> = key.iter().map(|c| quote_ident(c)).map(|c| format!("t.{c} = s.{c}")).collect();
+    let same = same.join(" and ");
+    let time = target.bookkeeping.synced_at.as_ref();
+    let time = time.map(|name| format!(", {} = pg_catalog.now()", quote_ident(name))).unwrap_or_default();
+    Some(format!(
+        "update {alone} t set {mark} = true{time} where t.{mark} is not true and not exists (select from {stage} s where {same});
+         delete from {alone} t using {stage} s where {same}"
+    ))
 }
 
 /// Makes keys and indexes of a table whose rows are all there, or puts them in the place of the old ones; lets the target look at them,
@@ -56,8 +72,9 @@ pub(super) async fn finish_table(
         let unique_too = !matches!(job.plan.source.identity, RowIdentity::InsertsOnly);
         let wanted = |i: &&SourceIndex| i.primary || i.identity || (indexes_too && (unique_too || !i.unique));
         for index in job.plan.source.indexes.iter().filter(wanted) {
-            let statement = ddl::create_index(&job.plan.target_name, index);
-            let needed = index.primary || index.identity;
+            let softly = shared.context.mirror.options.bookkeeping.soft_delete.is_some();
+            let statement = ddl::create_index(&job.plan.target_name, index, softly);
+            let needed = (index.primary && !softly) || index.identity;
             if let Err(error) = make_index(&shared.context, target, &statement, &index.name).await {
                 match error {
                     Error::Blocked(problem) if !needed => {

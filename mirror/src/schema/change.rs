@@ -169,7 +169,16 @@ impl Writer<'_> {
 
     fn remove_rows(&mut self) {
         for condition in self.around.rows_gone {
-            let sql = format!("delete from {} where {condition}", self.target.alone());
+            let (table, own) = (self.target.alone(), &self.target.bookkeeping);
+            let sql = match &own.soft_delete {
+                None => format!("delete from {table} where {condition}"),
+                Some(mark) => {
+                    let mark = quote_ident(mark);
+                    let time = own.synced_at.as_ref().map(|name| format!(", {} = pg_catalog.now()", quote_ident(name)));
+                    let time = time.unwrap_or_default();
+                    format!("update {table} set {mark} = true{time} where ({condition}) and {mark} is not true")
+                }
+            };
             self.statements.push(Statement { sql, kind: Kind::Rows });
         }
     }
@@ -423,12 +432,20 @@ impl Writer<'_> {
             let key = self.plan.key().filter(|_| index.identity).map(<[String]>::to_vec);
             match key {
                 Some(key) if !self.target.has_key(&key) => {
-                    self.write(ddl::create_index(&self.target.name, index));
+                    self.write(ddl::create_index(
+                        &self.target.name,
+                        index,
+                        self.target.bookkeeping.soft_delete.is_some(),
+                    ));
                     self.target.unique_keys.push(key);
                 }
                 Some(_) => {}
                 None if self.around.indexes => {
-                    self.write_optional(ddl::create_index(&self.target.name, index));
+                    self.write_optional(ddl::create_index(
+                        &self.target.name,
+                        index,
+                        self.target.bookkeeping.soft_delete.is_some(),
+                    ));
                     // Which columns it is on is not looked at: rows may collide on their way to where they do not.
                     self.target.odd_unique |= index.unique || index.constraint.is_some();
                 }

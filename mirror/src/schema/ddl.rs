@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 
+use catalog::mirror::Bookkeeping;
 use pg::TableName;
 use pg::name::{quote_ident, quote_literal};
 use tokio_postgres::Client;
+
+use crate::bookkeeping;
 
 use super::{SourceConstraint, SourceIndex, SourceTable, TablePlan};
 
@@ -29,8 +32,10 @@ pub enum Prerequisite {
 }
 
 /// Works out the `CREATE TABLE` for a table that the target lacks: columns, types, collations, NOT NULL, identity and generated
-/// columns. Defaults, keys and indexes are made by other statements.
-pub fn create_table(plan: &TablePlan) -> String {
+/// columns, and those that the mirror writes itself. Defaults, keys and indexes are made by other statements.
+pub fn create_table(plan: &TablePlan, bookkeeping: &Bookkeeping) -> String {
+    let own =
+        bookkeeping::definitions(bookkeeping).map(|(name, definition)| format!("{} {definition}", quote_ident(name)));
     let columns: Vec<String> = plan
         .source
         .columns
@@ -47,6 +52,7 @@ pub fn create_table(plan: &TablePlan) -> String {
             };
             format!("{} {}{collation}{not_null}{generated}", quote_ident(&c.name), c.type_sql)
         })
+        .chain(own)
         .collect();
     format!("create table {} ({})", plan.target_name.quoted(), columns.join(", "))
 }
@@ -64,9 +70,14 @@ pub fn set_defaults(plan: &TablePlan) -> Vec<String> {
 }
 
 /// Works out the statement that makes an index or key of the source on a target table.
-pub fn create_index(target: &TableName, index: &SourceIndex) -> String {
+///
+/// Where rows that were deleted on the source stay (`softly`) their values may come again: only the key is unique.
+pub fn create_index(target: &TableName, index: &SourceIndex, softly: bool) -> String {
     let table = target.quoted();
     let name = quote_ident(&index.name);
+    if softly && !index.identity {
+        return format!("create index {name} on {table} {}", index.definition);
+    }
     match &index.constraint {
         Some(definition) => format!("alter table {table} add constraint {name} {definition}"),
         None => {

@@ -297,6 +297,7 @@ async fn target_table(client: &Client, name: &TableName) -> SqlResult<Option<Tar
     let query = format!("select exists (select from {alone})");
     let has_rows = client.query_one(&query, &[]).await?.get(0);
     Ok(Some(TargetTable {
+        bookkeeping: catalog::mirror::Bookkeeping::default(),
         oid,
         name: name.clone(),
         partitioned,

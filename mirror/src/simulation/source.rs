@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use catalog::mirror::Bookkeeping;
 use pg::{Lsn, TableName};
 use rand::rngs::StdRng;
 use rand::{RngExt, seq::IndexedRandom};
 
-use crate::sink::memory::{Field, Rows, State};
+use crate::sink::memory::{Field, Rows, State, is_marked, marked};
 
 /// What a table is like, by how its rows are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +70,16 @@ pub(super) struct Source {
     history: Vec<(Lsn, State)>,
     /// The slot's position; `None`: there is no slot.
     pub(super) confirmed: Option<Lsn>,
+    /// The mirror marks rows that are deleted, and they stay on the target.
+    softly: bool,
 }
 
 impl Source {
-    pub(super) fn new() -> Source {
+    pub(super) fn new(softly: bool) -> Source {
         let kinds = [Kind::Key, Kind::TwoKeys, Kind::Full, Kind::Keyless];
         let tables = kinds.into_iter().enumerate().map(|(n, kind)| SourceTable { oid: n as u32 + 1, kind }).collect();
         let (state, end) = (State::new(), Lsn(1000));
-        Source { tables, history: vec![(end, state.clone())], state, end, wal: Vec::new(), confirmed: None }
+        Source { tables, history: vec![(end, state.clone())], state, end, wal: Vec::new(), confirmed: None, softly }
     }
 
     /// Where the WAL ends.
@@ -88,6 +91,53 @@ impl Source {
     pub(super) fn state_at(&self, position: Lsn) -> &State {
         let after = self.history.partition_point(|(lsn, _)| *lsn <= position);
         &self.history[after.checked_sub(1).expect("no position is before the beginning")].1
+    }
+
+    /// The columns that the mirror writes by itself.
+    pub(super) fn bookkeeping(&self) -> Bookkeeping {
+        Bookkeeping { soft_delete: self.softly.then(|| "deleted".to_owned()), synced_at: None }
+    }
+
+    /// What the target must hold at a position when the rows before `snapshot` were copied. Row by row, without batches.
+    pub(super) fn mirrored(&self, snapshot: Lsn, position: Lsn) -> State {
+        if !self.softly {
+            return self.state_at(position).clone();
+        }
+        let mut state = self.state_at(snapshot).clone();
+        for transaction in self.wal.iter().filter(|t| t.end_lsn > snapshot && t.end_lsn <= position) {
+            transaction.changes.iter().for_each(|change| self.mirror(&mut state, change));
+        }
+        state.retain(|_, rows| !rows.is_empty());
+        state
+    }
+
+    fn mirror(&self, state: &mut State, change: &Change) {
+        let table = |oid: &u32| &self.tables[*oid as usize - 1];
+        let come = |state: &mut State, oid: &u32, new: &Vec<Field>| {
+            let key_length = table(oid).key().len();
+            let rows = state.entry(table(oid).name()).or_default();
+            rows.retain(|row, _| key_length == 0 || !is_marked(row) || row[..key_length] != new[..key_length]);
+            *rows.entry(new.clone()).or_default() += 1;
+        };
+        let bury = |rows: &mut Rows, old: &Vec<Field>| {
+            let count = rows.remove(old).expect("the row is there");
+            *rows.entry(marked(old.clone())).or_default() += count;
+        };
+        match change {
+            Change::Insert(oid, new) => come(state, oid, new),
+            Change::Update(oid, old, new) => {
+                state.entry(table(oid).name()).or_default().remove(old);
+                come(state, oid, new);
+            }
+            Change::Delete(oid, old) => bury(state.entry(table(oid).name()).or_default(), old),
+            Change::Truncate(oids) => {
+                for oid in oids {
+                    let rows = state.entry(table(oid).name()).or_default();
+                    let live: Vec<Vec<Field>> = rows.keys().filter(|row| !is_marked(row)).cloned().collect();
+                    live.iter().for_each(|row| bury(rows, row));
+                }
+            }
+        }
     }
 
     /// Something happens: a transaction of random changes commits, one aborts, or one concerns tables that are not mirrored.

@@ -104,7 +104,14 @@ fn write(state: &mut State, step: &Step) -> Result<(), Error> {
         Step::Alter(_) => Ok(()),
         Step::Changes(tables) => tables.iter().try_for_each(|changes| write_table(state, changes)),
         Step::Truncate { tables, .. } => {
-            tables.iter().for_each(|table| drop(state.remove(&table.target)));
+            for table in tables {
+                let rows = state.remove(&table.target).unwrap_or_default();
+                if table.deletes_softly() {
+                    let buried = state.entry(table.target.clone()).or_default();
+                    rows.into_iter().for_each(|(row, count)| *buried.entry(marked(row)).or_default() += count);
+                }
+            }
+            state.retain(|_, rows| !rows.is_empty());
             Ok(())
         }
         Step::InOrder(changes) => changes.iter().try_for_each(|(table, change)| write_row(state, table, change)),
@@ -114,34 +121,77 @@ fn write(state: &mut State, step: &Step) -> Result<(), Error> {
 /// Deletes, then updates, then inserts, each as a set: a unique value may pass from row to row.
 fn write_table(state: &mut State, changes: &TableChanges) -> Result<(), Error> {
     let table = &changes.table;
-    let Sorted { deletes, updates, moves, inserts, keyless } = changes.sorted();
+    let sorted = changes.sorted();
+    let Sorted { deletes, updates, moves, inserts, keyless, clears, buries, .. } = &sorted;
+    let written = |new: &Tuple, row: Vec<Field>| if sorted.is_deleted(new) { marked(row) } else { row };
     let mut moved = Vec::new();
     for (old, new) in moves {
         let before = find(state, table, old)?;
-        moved.push(row_of(table, new, Some(&before)));
+        moved.push(written(new, row_of(table, new, Some(&before))));
     }
+    buries.iter().try_for_each(|old| bury(state, table, old))?;
     for old in deletes {
         take_out(state, table, old)?;
     }
     let before = updates.iter().map(|new| take_out(state, table, new)).collect::<Result<Vec<_>, _>>()?;
     for (new, before) in updates.iter().zip(&before) {
-        put_in(state, table, row_of(table, new, Some(before)))?;
+        put_in(state, table, written(new, row_of(table, new, Some(before))))?;
+    }
+    if table.deletes_softly() && table.has_key() {
+        let comes = moves.iter().map(|(_, new)| *new).chain(inserts.iter().copied());
+        comes.chain(clears.iter().copied()).for_each(|new| clear(state, table, new));
     }
     moved.into_iter().try_for_each(|row| put_in(state, table, row))?;
-    inserts.iter().try_for_each(|new| put_in(state, table, row_of(table, new, None)))?;
+    inserts.iter().try_for_each(|new| put_in(state, table, written(new, row_of(table, new, None))))?;
     keyless.iter().try_for_each(|change| write_row(state, table, change))
 }
 
 fn write_row(state: &mut State, table: &TableMap, change: &Change) -> Result<(), Error> {
     match change {
-        Change::Insert(new) => put_in(state, table, row_of(table, new, None)),
+        Change::Insert(new) => {
+            clear(state, table, new);
+            put_in(state, table, row_of(table, new, None))
+        }
         Change::Update { old, new } => {
+            clear(state, table, new);
             let before = take_out(state, table, old.as_ref().unwrap_or(new))?;
             put_in(state, table, row_of(table, new, Some(&before)))
         }
-        Change::Delete(old) => take_out(state, table, old).map(drop),
+        Change::Delete(old) if table.deletes_softly() => bury(state, table, old),
+        Change::Delete(old) | Change::Remove(old) => take_out(state, table, old).map(drop),
     }
 }
+
+/// Takes a row away that was deleted and has stayed under that key.
+fn clear(state: &mut State, table: &TableMap, key: &Tuple) {
+    let key: Vec<Value<'_>> = key.values().collect();
+    if let Some(rows) = state.get_mut(&table.target).filter(|_| table.deletes_softly() && table.has_key()) {
+        rows.retain(|row, _| !(is_marked(row) && is_same_row(table, row, &key)));
+    }
+}
+
+/// Marks a row that was deleted on the source.
+fn bury(state: &mut State, table: &TableMap, key: &Tuple) -> Result<(), Error> {
+    let row = take_out(state, table, key)?;
+    *state.entry(table.target.clone()).or_default().entry(marked(row)).or_default() += 1;
+    Ok(())
+}
+
+/// What a row becomes that was deleted on the source and stays: it has one field more.
+pub(crate) fn marked(mut row: Vec<Field>) -> Vec<Field> {
+    if !is_marked(&row) {
+        row.push(Some(MARK.to_vec()));
+    }
+    row
+}
+
+/// Returns whether it is a row that was deleted on the source.
+pub(crate) fn is_marked(row: &[Field]) -> bool {
+    row.last().is_some_and(|field| field.as_deref() == Some(MARK))
+}
+
+/// What no value of a row is.
+const MARK: &[u8] = b"deleted on the source";
 
 /// The row as the target keeps it; a value that was not sent is what it was before.
 fn row_of(table: &TableMap, tuple: &Tuple, before: Option<&Vec<Field>>) -> Vec<Field> {
@@ -168,7 +218,8 @@ fn is_same_row(table: &TableMap, row: &[Field], key: &[Value<'_>]) -> bool {
 
 fn find(state: &State, table: &TableMap, key: &Tuple) -> Result<Vec<Field>, Error> {
     let key: Vec<Value<'_>> = key.values().collect();
-    let found = state.get(&table.target).and_then(|rows| rows.keys().find(|row| is_same_row(table, row, &key)));
+    let is_it = |row: &&Vec<Field>| !is_marked(row) && is_same_row(table, row, &key);
+    let found = state.get(&table.target).and_then(|rows| rows.keys().find(is_it));
     found.cloned().ok_or_else(|| wrong(format!("a row of {} is missing", table.target)))
 }
 

@@ -243,7 +243,15 @@ impl PostgresSink {
                 Ok(())
             }
             Step::Truncate { tables, restart_identity } => {
-                let names: Vec<&str> = tables.iter().map(|t| t.alone.as_str()).collect();
+                let (softly, really): (Vec<_>, Vec<_>) = tables.iter().partition(|t| t.deletes_softly());
+                for table in softly {
+                    let (set, deleted) = (table.bury(), table.is_deleted("t").expect("it deletes softly"));
+                    self.target.run(&format!("update {} t set {set} where not ({deleted})", table.alone)).await?;
+                }
+                if really.is_empty() {
+                    return Ok(());
+                }
+                let names: Vec<&str> = really.iter().map(|t| t.alone.as_str()).collect();
                 let restart = if *restart_identity { " restart identity" } else { "" };
                 self.target.run(&format!("truncate table {}{restart}", names.join(", "))).await
             }

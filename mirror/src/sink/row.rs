@@ -18,6 +18,28 @@ pub struct RowStatement<'a> {
     pub sql: String,
     /// Its parameters, in the form that they came in.
     pub values: Vec<Option<&'a [u8]>>,
+    /// It need not find a row.
+    pub optional: bool,
+}
+
+/// Works out the statements that do a change, one after the other. Where deleted rows stay, one whose key comes again makes room first.
+pub fn statements<'a>(table: &TableMap, change: &'a Change) -> impl Iterator<Item = RowStatement<'a>> {
+    let comes = match change {
+        Change::Insert(new) => Some(new),
+        Change::Update { old: Some(old), new } if table.key_of(old) != table.key_of(new) => Some(new),
+        _ => None,
+    };
+    let room = comes.filter(|_| table.has_key()).and_then(|new| clear(table, new));
+    room.into_iter().chain(statement(table, change))
+}
+
+/// Works out the statement that takes a deleted row away that stayed under the key of `row`; `None` if they do not stay.
+fn clear<'a>(table: &TableMap, row: &'a Tuple) -> Option<RowStatement<'a>> {
+    let deleted = table.is_deleted("t")?;
+    let mut statement = RowStatement { optional: true, ..RowStatement::default() };
+    let (_, found) = statement.found(table, row);
+    statement.sql = format!("delete from {} t where {found} and {deleted}", table.alone);
+    Some(statement)
 }
 
 /// Works out the statement that does a change; `None` if it changes nothing.
@@ -26,7 +48,13 @@ pub fn statement<'a>(table: &TableMap, change: &'a Change) -> Option<RowStatemen
     statement.sql = match change {
         Change::Insert(new) => statement.insert(table, new),
         Change::Update { old, new } => statement.update(table, old.as_ref(), new)?,
-        Change::Delete(old) => {
+        Change::Delete(old) if table.deletes_softly() => {
+            let (from, found) = statement.found(table, old);
+            let from = if from.is_empty() { String::new() } else { format!(" from {from}") };
+            format!("update {} t set {}{from} where {found}", table.alone, table.bury())
+        }
+        Change::Delete(old) | Change::Remove(old) => {
+            statement.optional = matches!(change, Change::Remove(_));
             let (from, found) = statement.found(table, old);
             let using = if from.is_empty() { String::new() } else { format!(" using {from}") };
             format!("delete from {} t{using} where {found}", table.alone)
@@ -82,8 +110,12 @@ impl<'a> RowStatement<'a> {
 
     fn insert(&mut self, table: &TableMap, new: &'a Tuple) -> String {
         let values = all_values(new);
-        let (names, given): (Vec<_>, Vec<_>) =
-            table.columns.iter().map(|c| (c.quoted(), self.value_or_null(c, &values))).unzip();
+        let (names, given): (Vec<_>, Vec<_>) = table
+            .columns
+            .iter()
+            .map(|c| (c.quoted(), self.value_or_null(c, &values)))
+            .chain(table.bookkept("false"))
+            .unzip();
         if names.is_empty() {
             return format!("insert into {} default values", table.target.quoted());
         }
@@ -100,7 +132,8 @@ impl<'a> RowStatement<'a> {
         if !keys.is_empty() {
             return (String::new(), keys.join(" and "));
         }
-        let mut same = vec!["true".to_owned()];
+        // One that was deleted is not to be found again.
+        let mut same = vec![table.is_deleted("r").map_or("true".to_owned(), |deleted| format!("not ({deleted})"))];
         for column in &table.columns {
             let name = column.quoted();
             match sent(&values, column) {
@@ -139,14 +172,14 @@ impl<'a> RowStatement<'a> {
             let set = changed.iter().map(|c| (c.quoted(), self.value_or_null(c, &values))).collect::<Vec<_>>();
             let kept = kept.iter().map(|c| c.quoted()).chain(table.extras.iter().map(|(name, _)| quote_ident(name)));
             let kept = kept.map(|name| (name.clone(), format!("taken.{name}")));
-            let (names, given): (Vec<_>, Vec<_>) = set.into_iter().chain(kept).unzip();
+            let (names, given): (Vec<_>, Vec<_>) = set.into_iter().chain(kept).chain(table.bookkept("false")).unzip();
             let (into, names, given) = (table.target.quoted(), names.join(", "), given.join(", "));
             return Some(format!(
                 "with taken as ({taken}) insert into {into} ({names}) overriding system value select {given} from taken"
             ));
         }
-        let set: Vec<String> =
-            changed.iter().map(|c| format!("{} = {}", c.quoted(), self.value_or_null(c, &values))).collect();
+        let set = changed.iter().map(|c| format!("{} = {}", c.quoted(), self.value_or_null(c, &values)));
+        let set: Vec<String> = set.chain(table.touch()).collect();
         let set = if set.is_empty() { set_to_itself(table)? } else { set.join(", ") };
         let (from, found) = self.found(table, old.unwrap_or(new));
         let from = if from.is_empty() { String::new() } else { format!(" from {from}") };
@@ -161,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::schema::Passage;
+    use catalog::mirror::Bookkeeping;
 
     fn column(position: usize, name: &str, key: bool) -> MappedColumn {
         MappedColumn {
@@ -188,6 +222,7 @@ mod tests {
             other_unique: false,
             replace: false,
             cascades: false,
+            bookkeeping: Bookkeeping::default(),
         }
     }
 

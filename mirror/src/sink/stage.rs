@@ -3,7 +3,8 @@
 //! A staging table has a column `g`, the group of a row, and one column `c0 … cn` for each column of the table that is written.
 //! For rows that move to another key `k0 …` hold the old one, by the same numbers; `e0 …` hold what only the target has of a row that is
 //! replaced. Groups: [`DELETE`] rows that go, [`INSERT`] rows that come, from [`FIRST_UPDATE`] up rows that change and from
-//! [`FIRST_MOVE`] down rows that move, one group for each set of values that were not sent.
+//! [`FIRST_MOVE`] down rows that move, one group for each set of values that were not sent. Where deleted rows stay: [`BURY`] rows that
+//! are marked, [`CLEAR`] keys whose marked rows go; and a column `d` says of rows that are written whether they are marked.
 
 use pg::name::quote_ident;
 
@@ -13,8 +14,12 @@ use crate::relation::{MappedColumn, TableMap};
 pub const DELETE: i16 = 0;
 /// Group of rows that come.
 pub const INSERT: i16 = -1;
+/// Group of keys under which only deleted rows that stayed can be, and which go.
+pub const CLEAR: i16 = -2;
+/// Group of rows that stay and are marked as deleted.
+pub const BURY: i16 = -3;
 /// First group of rows that move to another key; the others are below.
-pub const FIRST_MOVE: i16 = -2;
+pub const FIRST_MOVE: i16 = -4;
 /// First group of rows that change; the others are above.
 pub const FIRST_UPDATE: i16 = 1;
 
@@ -23,7 +28,8 @@ pub fn create(stage: &str, table: &TableMap) -> String {
     let columns: String = table.columns.iter().enumerate().map(|(n, c)| format!(", c{n} {}", c.staged_type)).collect();
     let old_keys: String = keys(table).map(|(n, c)| format!(", k{n} {}", c.staged_type)).collect();
     let extras: String = table.extras.iter().enumerate().map(|(n, (_, t))| format!(", e{n} {t}")).collect();
-    format!("create temporary table {stage} (g int2 not null{columns}{old_keys}{extras}) on commit delete rows")
+    let mark = if table.deletes_softly() { ", d bool" } else { "" };
+    format!("create temporary table {stage} (g int2 not null{mark}{columns}{old_keys}{extras}) on commit delete rows")
 }
 
 /// Fills a staging table from the client.
@@ -38,7 +44,8 @@ pub fn copy_moves(stage: &str, table: &TableMap) -> String {
 }
 
 fn staged_names(table: &TableMap) -> String {
-    (0..table.columns.len()).map(|n| format!(", c{n}")).collect()
+    let mark = table.deletes_softly().then(|| ", d".to_owned());
+    mark.into_iter().chain((0..table.columns.len()).map(|n| format!(", c{n}"))).collect()
 }
 
 /// Fills the table itself from the client.
@@ -49,6 +56,22 @@ pub fn copy_direct(table: &TableMap) -> String {
 /// Deletes the rows of one group. `$1` is the first group, `$2` the last.
 pub fn delete(stage: &str, table: &TableMap) -> String {
     format!("delete from {} t using {stage} s where s.g between $1 and $2 and {}", table.alone, same_key(table, "c"))
+}
+
+/// Takes away deleted rows that stayed, where rows come or move to, and those of the group [`CLEAR`].
+pub fn clear(stage: &str, table: &TableMap) -> Option<String> {
+    // Without a key nothing is in the way.
+    let deleted = table.is_deleted("t").filter(|_| table.has_key())?;
+    let (matched, alone) = (same_key(table, "c"), &table.alone);
+    Some(format!(
+        "delete from {alone} t using {stage} s where (s.g in ({INSERT}, {CLEAR}) or s.g <= {FIRST_MOVE}) and {matched} and {deleted}"
+    ))
+}
+
+/// Marks the rows of the group [`BURY`] as deleted.
+pub fn bury(stage: &str, table: &TableMap) -> String {
+    let (set, matched) = (table.bury(), same_key(table, "c"));
+    format!("update {} t set {set} from {stage} s where s.g = {BURY} and {matched}", table.alone)
 }
 
 /// Changes the rows of the group `$1`; columns of `unchanged` (by tuple position) keep their values.
@@ -74,7 +97,7 @@ pub fn put_back(stage: &str, table: &TableMap) -> String {
 fn insert_where(stage: &str, table: &TableMap, extras: &[(String, String)], condition: &str) -> String {
     let own = table.columns.iter().enumerate().map(|(n, c)| (c.quoted(), c.value(&format!("s.c{n}"))));
     let kept = extras.iter().enumerate().map(|(n, (name, _))| (quote_ident(name), format!("s.e{n}")));
-    let (columns, values): (Vec<String>, Vec<String>) = own.chain(kept).unzip();
+    let (columns, values): (Vec<String>, Vec<String>) = own.chain(kept).chain(table.bookkept("s.d")).unzip();
     let (into, columns, values) = (table.target.quoted(), columns.join(", "), values.join(", "));
     if columns.is_empty() {
         return format!("insert into {into} select from {stage} s where {condition}");
@@ -126,6 +149,7 @@ fn assignments(table: &TableMap, unchanged: &[bool]) -> Option<String> {
     let set: Vec<String> = columns
         .filter(|(_, c)| !unchanged.get(c.position).copied().unwrap_or(false))
         .map(|(n, c)| format!("{} = {}", c.quoted(), c.value(&format!("s.c{n}"))))
+        .chain(table.bookkept("s.d").map(|(name, value)| format!("{name} = {value}")))
         .collect();
     if set.is_empty() { set_to_itself(table) } else { Some(set.join(", ")) }
 }
@@ -142,6 +166,7 @@ mod tests {
 
     use super::*;
     use crate::schema::Passage;
+    use catalog::mirror::Bookkeeping;
 
     fn column(position: usize, name: &str, key: bool) -> MappedColumn {
         MappedColumn {
@@ -169,6 +194,7 @@ mod tests {
             other_unique: false,
             replace: false,
             cascades: false,
+            bookkeeping: Bookkeeping::default(),
         }
     }
 
@@ -201,6 +227,25 @@ mod tests {
         assert!(moves.contains("set e0 = t.\"Note\" from") && moves.contains("t.\"id\" = s.k0::integer"), "{moves}");
         assert!(put_back("s1", &with_extra).contains("(\"id\", \"a\"\"b\", \"Note\") overriding"));
         assert!(!insert("s1", &with_extra).contains("Note"));
+    }
+
+    #[test]
+    fn deleted_rows_stay_and_make_room() {
+        let bookkeeping = Bookkeeping { soft_delete: Some("Gone".into()), synced_at: Some("at".into()) };
+        let table = TableMap { bookkeeping, ..table() };
+        assert!(create("s1", &table).contains("(g int2 not null, d bool, c0 pg_catalog.text"));
+        assert!(copy_in("s1", &table).starts_with("copy s1 (g, d, c0, c1)"));
+        assert!(insert("s1", &table).contains("\"a\"\"b\", \"Gone\", \"at\") overriding"));
+        assert!(
+            update("s1", &table, &[])
+                .contains("\"a\"\"b\" = s.c1::integer, \"Gone\" = s.d, \"at\" = pg_catalog.now() from")
+        );
+        assert!(
+            bury("s1", &table).contains("set \"Gone\" = true, \"at\" = pg_catalog.now() from s1 s where s.g = -3 and")
+        );
+        let cleared = clear("s1", &table).unwrap();
+        assert!(cleared.ends_with("t.\"id\" = s.c0::integer and t.\"Gone\" is true"), "{cleared}");
+        assert_eq!(clear("s1", &TableMap { bookkeeping: Bookkeeping::default(), ..table }), None);
     }
 
     #[test]

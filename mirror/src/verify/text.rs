@@ -71,8 +71,15 @@ pub struct Comparison {
 const ROW_TEXT_MAX: u32 = 300;
 
 impl Comparison {
-    /// Works out how a table is compared.
-    pub fn new(plan: &TablePlan, target_alone: &str, types: &[TargetType], hash: Hash, buckets: usize) -> Comparison {
+    /// Works out how a table is compared. `soft_delete` is the target's column that says of a row that it was deleted on the source.
+    pub fn new(
+        plan: &TablePlan,
+        target_alone: &str,
+        soft_delete: Option<&str>,
+        types: &[TargetType],
+        hash: Hash,
+        buckets: usize,
+    ) -> Comparison {
         let mut values = Vec::new();
         for column in plan.replicated_columns() {
             let name = format!("t.{}", quote_ident(&column.name));
@@ -119,7 +126,9 @@ impl Comparison {
                 Some((format!("t.{}", quote_ident(name)), if n == 0 { of_source? } else { of_target? }))
             };
             let key_types = key.iter().filter_map(type_of).collect();
-            let filter = if n == 0 { plan.where_clause() } else { String::new() };
+            // What was deleted on the source and stays is not compared.
+            let stays = || soft_delete.map(|c| format!(" where {} is not true", quote_ident(c)));
+            let filter = if n == 0 { plan.where_clause() } else { stays().unwrap_or_default() };
             Side { from, filter, hash, key: format!("array[{keys}]"), values, keys: key_types }
         };
         let alone = |name: &TableName, partitioned: bool| {
@@ -260,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_value_is_read_as_the_targets_type_before_it_is_compared() {
-        let compared = Comparison::new(&plan(RowIdentity::Key(vec!["id".into()])), "only u", &types(), Hash::Fast, 16);
+        let compared =
+            Comparison::new(&plan(RowIdentity::Key(vec!["id".into()])), "only u", None, &types(), Hash::Fast, 16);
         let tally = compared.source.tally(&compared, &TableName::new("public", "t"), 0, Some(10));
         let read = "case when t.\"id\" is not null then pg_catalog.concat(t.\"id\")::numeric(10,2) end";
         assert!(tally.contains(&format!("row({read}, t.\"v\", t.\"c\"::pg_catalog.int4)")), "{tally}");
@@ -273,7 +283,7 @@ mod tests {
     #[test]
     fn only_the_rows_that_the_mirror_takes_are_read_on_the_source() {
         let plan = TablePlan { condition: Some("v <> 'x' -- not these".into()), ..plan(RowIdentity::InsertsOnly) };
-        let compared = Comparison::new(&plan, "only u", &types(), Hash::Fast, 16);
+        let compared = Comparison::new(&plan, "only u", None, &types(), Hash::Fast, 16);
         let tally = compared.source.tally(&compared, &TableName::new("public", "t"), 0, None);
         assert!(
             tally.contains("(select ctid, * from only \"public\".\"t\" where (v <> 'x' -- not these\n)) t"),
@@ -284,7 +294,7 @@ mod tests {
 
     #[test]
     fn rows_without_a_key_are_told_apart_by_their_text() {
-        let compared = Comparison::new(&plan(RowIdentity::InsertsOnly), "only u", &types(), Hash::Portable, 16);
+        let compared = Comparison::new(&plan(RowIdentity::InsertsOnly), "only u", None, &types(), Hash::Portable, 16);
         assert!(!compared.has_key() && compared.target.rows(&compared).ends_with("order by 3"));
         assert_eq!(print_key(&compared.key, &["(1,a,b)".into()]), "(1,a,b)");
         assert_eq!(print_key(&["a".into(), "b".into()], &["1".into(), "x".into()]), "(a, b)=(1, x)");

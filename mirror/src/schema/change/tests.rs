@@ -59,6 +59,7 @@ fn target(columns: &[&str]) -> TargetTable {
         wire: Some(INT.to_string()),
     };
     TargetTable {
+        bookkeeping: catalog::mirror::Bookkeeping::default(),
         oid: 7,
         name: TableName::new("public", "t"),
         partitioned: false,

@@ -5,6 +5,7 @@ use futures_util::SinkExt;
 use pg::pgoutput::{Tuple, Value};
 use tokio_postgres::Statement;
 
+use crate::batch::Sorted;
 use crate::error::Error;
 use crate::relation::TableMap;
 use crate::session::PeerSession;
@@ -36,17 +37,27 @@ impl CopyWriter {
         self.values(table, tuple, |_| Field::Sent).await
     }
 
-    /// Sends a row of a staging table: its group, then the columns. With `only_key` the others are NULL: an old key has no more.
+    /// Sends a row of a staging table: its group, whether it was deleted where such rows stay, then the columns.
     pub(super) async fn staged_row(
         &mut self,
         group: i16,
         table: &TableMap,
         tuple: &Tuple,
-        only_key: bool,
+        staged: Staged,
     ) -> Result<(), Error> {
-        encode::row(&mut self.buffer, table.columns.len() + 1);
-        encode::group(&mut self.buffer, group);
+        self.begin_staged(group, table, 0, staged == Staged::Deleted);
+        let only_key = staged == Staged::Key;
         self.values(table, tuple, |key| if key || !only_key { Field::Sent } else { Field::Null }).await
+    }
+
+    fn begin_staged(&mut self, group: i16, table: &TableMap, more: usize, deleted: bool) {
+        let softly = table.deletes_softly();
+        encode::row(&mut self.buffer, table.columns.len() + 1 + usize::from(softly) + more);
+        encode::group(&mut self.buffer, group);
+        if softly {
+            encode::value(&mut self.buffer, Some(1));
+            self.buffer.extend_from_slice(&[u8::from(deleted)]);
+        }
     }
 
     /// Sends a row of a staging table that moves to another key: its group, its values, its old key.
@@ -56,10 +67,9 @@ impl CopyWriter {
         table: &TableMap,
         old: &Tuple,
         new: &Tuple,
+        deleted: bool,
     ) -> Result<(), Error> {
-        let keys = table.columns.iter().filter(|c| c.key).count();
-        encode::row(&mut self.buffer, table.columns.len() + 1 + keys);
-        encode::group(&mut self.buffer, group);
+        self.begin_staged(group, table, table.columns.iter().filter(|c| c.key).count(), deleted);
         self.values(table, new, |_| Field::Sent).await?;
         self.values(table, old, |key| if key { Field::Sent } else { Field::Absent }).await
     }
@@ -100,6 +110,24 @@ impl CopyWriter {
         encode::finish(&mut self.buffer);
         self.send().await?;
         self.sink.as_mut().finish().await.map(|_| ()).map_err(|e| Error::sql(&self.peer, &e))
+    }
+}
+
+/// What is staged of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Staged {
+    /// Its key; the other values are NULL: an old key has no more.
+    Key,
+    /// All of it.
+    Whole,
+    /// All of it; it was deleted on the source, and stays.
+    Deleted,
+}
+
+impl Staged {
+    /// What is staged of one of the rows that are written.
+    pub(super) fn whole(rows: &Sorted<'_>, row: &Tuple) -> Staged {
+        if rows.is_deleted(row) { Staged::Deleted } else { Staged::Whole }
     }
 }
 

@@ -65,6 +65,8 @@ struct Prepared<'a> {
     change: &'a Change,
     statement: Statement,
     values: Vec<Option<&'a [u8]>>,
+    /// There may be no such row.
+    optional: bool,
 }
 
 impl PostgresSink {
@@ -84,16 +86,17 @@ impl PostgresSink {
     ) -> Result<(), Error> {
         let (mut ready, mut bytes) = (Vec::new(), 0);
         for (table, change) in changes {
-            let Some(row::RowStatement { sql, values }) = row::statement(table, change) else { continue };
-            bytes += values.iter().flatten().map(|v| v.len()).sum::<usize>();
             // What a cascade has done already shows only when all before it is done.
             let alone = self.triggers_fire && table.cascades;
             if alone {
                 self.execute(&ready).await?;
                 ready.clear();
             }
-            let statement = self.prepare(table, sql).await.map_err(|e| in_table(table, e))?;
-            ready.push(Prepared { table, change, statement, values });
+            for row::RowStatement { sql, values, optional } in row::statements(table, change) {
+                bytes += values.iter().flatten().map(|v| v.len()).sum::<usize>();
+                let statement = self.prepare(table, sql).await.map_err(|e| in_table(table, e))?;
+                ready.push(Prepared { table, change, statement, values, optional });
+            }
             if alone || ready.len() >= UNDER_WAY_MAX || bytes >= UNDER_WAY_BYTES {
                 self.execute(&ready).await?;
                 ready.clear();
@@ -121,6 +124,7 @@ impl PostgresSink {
         for one in ready {
             let result = results.next().await.expect("one result for each statement");
             let written = match result {
+                Ok(_) if one.optional => Ok(()),
                 Ok(0) if self.triggers_fire && one.table.cascades => self.follow_cascade(one.table, one.change).await,
                 Ok(count) => expect_rows(one.table, what(one.change), 1, count),
                 Err(error) => Err(self.target.error(&error)),
@@ -128,6 +132,7 @@ impl PostgresSink {
             if let Err(error) = written {
                 let (Change::Insert(row)
                 | Change::Delete(row)
+                | Change::Remove(row)
                 | Change::Update { old: Some(row), .. }
                 | Change::Update { new: row, .. }) = one.change;
                 self.suspect = Some((one.table.clone(), row.clone()));
@@ -144,7 +149,7 @@ impl PostgresSink {
             return if let Change::Delete(_) = change { Ok(()) } else { expect_rows(table, what(change), 1, 0) };
         };
         let by_new_key = Change::Update { old: None, new: new.clone() };
-        let Some(row::RowStatement { sql, values }) = row::statement(table, &by_new_key) else { return Ok(()) };
+        let Some(row::RowStatement { sql, values, .. }) = row::statement(table, &by_new_key) else { return Ok(()) };
         let statement = self.target.client.prepare(&sql).await.map_err(|e| self.target.error(&e))?;
         let parameters = values.into_iter().map(Raw).collect::<Vec<_>>();
         let done = self.target.client.execute_raw(&statement, parameters).await.map_err(|e| self.target.error(&e))?;
@@ -179,7 +184,7 @@ impl PostgresSink {
             match step {
                 Step::Changes(tables) => {
                     for changes in tables {
-                        let by_row = one_by_one(&changes.sorted());
+                        let by_row = one_by_one(&changes.table, &changes.sorted());
                         self.write_rows(&changes.table, &by_row).await?;
                     }
                 }
@@ -192,7 +197,7 @@ impl PostgresSink {
     async fn describe_suspect(&mut self) -> Result<Option<String>, Error> {
         self.target.run("rollback").await?;
         let Some((table, row)) = self.suspect.take() else { return Ok(None) };
-        let row::RowStatement { sql, values } = row::describe(&table, &row);
+        let row::RowStatement { sql, values, .. } = row::describe(&table, &row);
         let statement = self.target.client.prepare(&sql).await.map_err(|e| self.target.error(&e))?;
         let parameters = values.into_iter().map(Raw).collect::<Vec<_>>();
         let rows = self.target.client.query_raw(&statement, parameters).await.map_err(|e| self.target.error(&e))?;
@@ -202,19 +207,31 @@ impl PostgresSink {
 }
 
 /// Returns what a table's rows come to as changes, in the order in which they are written.
-pub(super) fn one_by_one(rows: &Sorted<'_>) -> Vec<Change> {
+pub(super) fn one_by_one(table: &TableMap, rows: &Sorted<'_>) -> Vec<Change> {
     let moved: Vec<&Tuple> = rows.moves.iter().map(|(old, _)| *old).collect();
-    let deletes = rows.deletes.iter().filter(|d| !moved.contains(d)).map(|old| Change::Delete((*old).clone()));
-    let moves = rows.moves.iter().map(|(old, new)| Change::Update { old: Some((*old).clone()), new: (*new).clone() });
-    let updates = rows.updates.iter().map(|new| Change::Update { old: None, new: (*new).clone() });
-    let inserts = rows.inserts.iter().map(|new| Change::Insert((*new).clone()));
-    deletes.chain(moves).chain(updates).chain(inserts).chain(rows.keyless.iter().cloned()).collect()
+    let go = if table.deletes_softly() { Change::Remove } else { Change::Delete };
+    let deletes = rows.deletes.iter().filter(|d| !moved.contains(d)).map(|old| go((*old).clone()));
+    let clears = rows.clears.iter().map(|old| Change::Remove((*old).clone()));
+    let buries = rows.buries.iter().map(|old| Change::Delete((*old).clone()));
+    // One that was deleted after all, and stays.
+    let is_last = |change: Change, row: &Tuple| {
+        let bury = rows.is_deleted(row).then(|| Change::Delete(row.clone()));
+        std::iter::once(change).chain(bury)
+    };
+    let moves = rows
+        .moves
+        .iter()
+        .flat_map(|(old, new)| is_last(Change::Update { old: Some((*old).clone()), new: (*new).clone() }, new));
+    let updates = rows.updates.iter().flat_map(|new| is_last(Change::Update { old: None, new: (*new).clone() }, new));
+    let inserts = rows.inserts.iter().flat_map(|new| is_last(Change::Insert((*new).clone()), new));
+    let writes = buries.chain(deletes).chain(moves).chain(updates).chain(clears).chain(inserts);
+    writes.chain(rows.keyless.iter().cloned()).collect()
 }
 
 fn what(change: &Change) -> &'static str {
     match change {
         Change::Insert(_) => "insert",
         Change::Update { .. } => "update",
-        Change::Delete(_) => "delete",
+        Change::Delete(_) | Change::Remove(_) => "delete",
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pg::pgoutput::Tuple;
 
 use super::PostgresSink;
-use super::copy_in::CopyWriter;
+use super::copy_in::{CopyWriter, Staged};
 use super::errors::{expect_rows, in_table, is_collision};
 use super::rows::one_by_one;
 use crate::batch::{Change, Sorted, TableChanges, unchanged_mask};
@@ -61,17 +61,13 @@ impl PostgresSink {
         }
         let staged_inserts: &[&Tuple] = if table.direct { &[] } else { &rows.inserts };
         if is_few(table, rows) {
-            let few = Sorted {
-                deletes: rows.deletes.clone(),
-                updates: rows.updates.clone(),
-                inserts: staged_inserts.to_vec(),
-                ..Sorted::default()
-            };
-            self.write_rows(table, &one_by_one(&few)).await?;
+            let few = if table.direct { one_by_one(table, &rows.without_inserts()) } else { one_by_one(table, rows) };
+            self.write_rows(table, &few).await?;
         } else {
             let groups = group_by_unchanged(&rows.updates, |row| row);
             self.fill_stage(table, rows, &groups, staged_inserts).await?;
             self.complete_moves(table, &rows.moves).await?;
+            self.bury(table, rows).await?;
             if !rows.deletes.is_empty() {
                 let done =
                     self.run_staged(table, |s| stage::delete(s, table), &[&stage::DELETE, &stage::DELETE]).await?;
@@ -81,6 +77,7 @@ impl PostgresSink {
                 let done = self.run_staged(table, |s| stage::update(s, table, mask), &[&update_group(n)]).await?;
                 expect_rows(table, "update", members.len(), done)?;
             }
+            self.clear(table, rows).await?;
             if !staged_inserts.is_empty() {
                 self.run_staged(table, |s| stage::insert(s, table), &[]).await?;
             }
@@ -124,6 +121,7 @@ impl PostgresSink {
         let groups = group_by_unchanged(&rows.updates, |row| row);
         self.fill_stage(table, rows, &groups, &rows.inserts).await?;
         self.complete_moves(table, &rows.moves).await?;
+        self.bury(table, rows).await?;
         for (n, (mask, members)) in groups.iter().enumerate() {
             if stage::complete("", table, mask).is_some() {
                 let complete = |s: &str| stage::complete(s, table, mask).expect("checked above");
@@ -136,10 +134,28 @@ impl PostgresSink {
         if !groups.is_empty() {
             self.run_staged(table, |s| stage::put_back(s, table), &[&stage::FIRST_UPDATE, &i16::MAX]).await?;
         }
+        self.clear(table, rows).await?;
         if !rows.inserts.is_empty() {
             self.run_staged(table, |s| stage::insert(s, table), &[]).await?;
         }
         self.put_moves_back(table, &rows.moves).await
+    }
+
+    /// Makes room where deleted rows have stayed.
+    async fn clear(&mut self, table: &Arc<TableMap>, rows: &Sorted<'_>) -> Result<(), Error> {
+        if stage::clear("", table).is_some() && rows.inserts.len() + rows.moves.len() + rows.clears.len() > 0 {
+            self.run_staged(table, |s| stage::clear(s, table).expect("checked above"), &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks rows that were deleted on the source and stay.
+    async fn bury(&mut self, table: &Arc<TableMap>, rows: &Sorted<'_>) -> Result<(), Error> {
+        if rows.buries.is_empty() {
+            return Ok(());
+        }
+        let done = self.run_staged(table, |s| stage::bury(s, table), &[]).await?;
+        expect_rows(table, "delete", rows.buries.len(), done)
     }
 
     /// Gives rows that move to another key what was not sent of them, before the rows with their old keys go.
@@ -172,15 +188,20 @@ impl PostgresSink {
         let statement = self.prepare(table, stage::copy_in(&stage, table)).await?;
         let mut copy = CopyWriter::open(&self.target, &statement).await?;
         for row in &rows.deletes {
-            copy.staged_row(stage::DELETE, table, row, true).await?;
+            copy.staged_row(stage::DELETE, table, row, Staged::Key).await?;
         }
         for (n, (_, members)) in updates.iter().enumerate() {
             for row in members {
-                copy.staged_row(update_group(n), table, row, false).await?;
+                copy.staged_row(update_group(n), table, row, Staged::whole(rows, row)).await?;
             }
         }
         for row in inserts {
-            copy.staged_row(stage::INSERT, table, row, false).await?;
+            copy.staged_row(stage::INSERT, table, row, Staged::whole(rows, row)).await?;
+        }
+        for (group, keys) in [(stage::CLEAR, &rows.clears), (stage::BURY, &rows.buries)] {
+            for row in keys {
+                copy.staged_row(group, table, row, Staged::Key).await?;
+            }
         }
         copy.finish().await?;
         if rows.moves.is_empty() {
@@ -190,7 +211,7 @@ impl PostgresSink {
         let mut copy = CopyWriter::open(&self.target, &statement).await?;
         for (n, (_, members)) in group_by_unchanged(&rows.moves, |(_, new)| new).iter().enumerate() {
             for (old, new) in members {
-                copy.moved_row(move_group(n), table, old, new).await?;
+                copy.moved_row(move_group(n), table, old, new, rows.is_deleted(new)).await?;
             }
         }
         copy.finish().await
@@ -211,7 +232,8 @@ impl PostgresSink {
 /// Returns whether rows are written one by one, since there are so few.
 fn is_few(table: &TableMap, rows: &Sorted<'_>) -> bool {
     let staged_inserts = if table.direct { 0 } else { rows.inserts.len() };
-    rows.moves.is_empty() && rows.deletes.len() + rows.updates.len() + staged_inserts <= FEW_ROWS
+    let keys = rows.clears.len() + rows.buries.len();
+    rows.moves.is_empty() && rows.deletes.len() + rows.updates.len() + staged_inserts + keys <= FEW_ROWS
 }
 
 /// Puts rows together that leave the same values out.
