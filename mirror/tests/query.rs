@@ -53,11 +53,11 @@ const EACH_KIND: &str = "
     create domain step as int;
     create table t (n int primary key, small smallint not null, big bigint not null, dom step not null,
                     d date not null, ts timestamp not null, tz timestamptz not null);
-    create function fill(lo int, hi int) returns void language sql begin atomic
+    create function fill(lo int, hi int) returns void language sql as $$
         insert into t select i, (i % 1000)::smallint, i * 10000000000::bigint, i, date '2024-01-01' + i / 10,
                              timestamp '2024-01-01' + i * interval '1 microsecond', timestamptz '2024-01-01 00:00+00' + i * interval '1 hour'
-        from generate_series(lo, hi) i;
-    end;
+        from generate_series(lo, hi) i
+    $$;
     select fill(1, 1000)";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -211,6 +211,9 @@ fn what_is_not_ours_is_theirs() {
         "show mirror",
         "show peers x",
         "show tasks.x",
+        "execute mirror",
+        "execute mirror (1)",
+        "execute mirror('x')",
         "explain select * from mirror",
         "explain (format json) create table mirror ()",
         "explain create table mirror ()",
@@ -292,7 +295,6 @@ fn what_the_engine_cannot_do_yet_is_said_where_it_stands() {
         ("create mirror m from a to b for table t where (x > $1)", 51),
         ("create mirror m from a to b for table t set (x = lower(x))", 40),
         ("create mirror m from a to b for table t (a) to u (b)", 49),
-        ("create mirror m from a to b for $$select 1$$ with (mode = 'append')", 32),
         ("create mirror m from a to b with table mapping ({from: a, to: b, key: id})", 65),
     ] {
         let (sqlstate, _, position) = refusal(text);

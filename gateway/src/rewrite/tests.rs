@@ -67,6 +67,15 @@ fn each_statement_becomes_its_call() {
             "wait for alert a timeout 5",
             "CALL peergate.wait_for_alert('a', timeout => '5 seconds'::pg_catalog.interval, nonce => 'n0')",
         ),
+        (
+            "create mirror m from a to b for $$select 'x'$$ with (target_table = 't')",
+            r#"CALL peergate.create_query_mirror('m', 'a', 'b', query => 'select ''x'''::pg_catalog.text, options => '{"target_table":"t"}'::pg_catalog.jsonb, nonce => 'n0')"#,
+        ),
+        (
+            "create mirror if not exists m from a to b for $1",
+            "CALL peergate.create_query_mirror('m', 'a', 'b', query => $1::pg_catalog.text::pg_catalog.text, if_not_exists => true, nonce => 'n0')",
+        ),
+        ("execute mirror if exists m", "CALL peergate.execute_mirror('m', if_exists => true, nonce => 'n0')"),
         ("pause mirror m", "CALL peergate.pause_mirror('m', nonce => 'n0')"),
         ("resume mirror if exists m", "CALL peergate.resume_mirror('m', if_exists => true, nonce => 'n0')"),
         (
@@ -148,12 +157,12 @@ fn what_is_malformed_is_cut_to_its_first_words() {
 
 #[test]
 fn what_cannot_be_done_yet_raises_where_it_stands() {
-    let r = rewritten("create mirror m from a to b for $$x$$");
+    let r = rewritten("create mirror m from a to b for table t (a) to u (b)");
     assert_eq!(
         String::from_utf8_lossy(&r.text),
-        "CALL peergate.raise_error('0A000', 'a mirror of a query is not supported yet', at => 'refusal')"
+        "CALL peergate.raise_error('0A000', 'renaming columns is not supported yet', at => 'refusal')"
     );
-    assert_eq!(r.placed[0].spans.find("refusal"), Some(32));
+    assert_eq!(r.placed[0].spans.find("refusal"), Some(49));
 }
 
 #[test]
