@@ -90,8 +90,7 @@ pub async fn provide(context: &Context, target: &PeerSession, plans: &[TablePlan
     let targets = describe_targets(target, plans, &options.bookkeeping).await?;
     for plan in plans {
         let Some(found) = targets.get(&plan.target_name) else { continue };
-        let is_missing = |name: &&str| !found.columns.iter().any(|c| c.name == *name);
-        let missing: Vec<&str> = definitions(&options.bookkeeping).map(|(name, _)| name).filter(is_missing).collect();
+        let missing = missing(&options.bookkeeping, found);
         if missing.is_empty() {
             continue;
         }
@@ -100,6 +99,12 @@ pub async fn provide(context: &Context, target: &PeerSession, plans: &[TablePlan
         context.event(&Event::info("schema", message)).await?;
     }
     Ok(())
+}
+
+/// Returns which of these columns a target table lacks.
+pub fn missing<'a>(bookkeeping: &'a Bookkeeping, target: &TargetTable) -> Vec<&'a str> {
+    let is_missing = |name: &&str| !target.columns.iter().any(|c| c.name == *name);
+    definitions(bookkeeping).map(|(name, _)| name).filter(is_missing).collect()
 }
 
 /// The statement that adds those of the columns that are named.

@@ -11,6 +11,7 @@ use catalog::rehearsal::Rehearsal;
 use pg::name::quote_ident;
 
 pub use self::report::{Explanation, Object, Problem, Taken};
+use crate::bookkeeping;
 use crate::error::Error;
 use crate::prepare::{self, Before, Known};
 use crate::query::{self, source::become_reader};
@@ -72,8 +73,13 @@ async fn look(rehearsal: &Rehearsal, explanation: &mut Explanation) -> Result<()
         .map(|t| (t.source.clone(), MirrorTable { replaces: t.replaces || is_anew(t), ..t.clone() }))
         .collect();
     let before = Before::look(mirror, known, &source, &target, &plans).await?;
-    let mut created = Vec::new();
+    let (mut created, mut columns) = (Vec::new(), Vec::new());
     for plan in &plans {
+        if let Some(found) = before.targets.get(&plan.target_name).filter(|_| mirror.options.create_tables) {
+            let missing = bookkeeping::missing(&mirror.options.bookkeeping, found);
+            let name = |column: &str| format!("column {} of {}", quote_ident(column), plan.target_name);
+            columns.extend(missing.into_iter().map(|column| Object::made(&mirror.target_name, name(column))));
+        }
         findings.check(check_root(plan, &plans));
         let fill = prepare::decide(mirror, plan, &before, &mut findings).fill;
         let may_create = mirror.options.create_tables && mirror.options.mode != Mode::StreamOnly;
@@ -101,6 +107,7 @@ async fn look(rehearsal: &Rehearsal, explanation: &mut Explanation) -> Result<()
     }
     explanation.problems.extend(findings.into_problems().iter().map(Problem::from));
     list_objects(rehearsal, &source, &target, &created, explanation).await?;
+    explanation.objects.extend(columns);
     if mirror.options.mode != Mode::StreamOnly {
         let rate = measure(&source, &plans, &explanation.tables).await?;
         explanation.estimate(rate, mirror.options.copy_parallel_workers);

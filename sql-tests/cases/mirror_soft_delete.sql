@@ -29,6 +29,12 @@ alter mirror m set (disable_peerdb_columns = true);
 alter mirror m set (synced_at_column = 'deleted');
 alter mirror m reset (synced_at_column);
 explain create mirror n from shop to dwh for table orders to others with (soft_delete_col_name = 'note');
+\c :dwh
+create table plain (id int primary key, code text, note text);
+\c :gate
+\pset format unaligned
+explain create mirror n from shop to dwh for table orders to plain with (soft_delete_column = 'Gone', synced_at_column = 'at');
+\pset format aligned
 create mirror n from shop to dwh for table log to others with (soft_delete_col_name = 'a', synced_at_col_name = 'a');
 create mirror n from shop to dwh for table log to others with (soft_delete_col_name = 'a', soft_delete_column = 'b');
 begin;
