@@ -74,7 +74,7 @@ pub async fn look_forever(
         let changed: Vec<u32> = now.iter().filter(is_changed).map(|(oid, _)| *oid).collect();
         for oid in changed {
             let Some(table) = known.get(&oid) else { continue };
-            match source_table_by_oid(&source.client, oid).await {
+            match source_table_by_oid(&source, oid).await {
                 // Seen by the fingerprint, and gone since.
                 Ok(None) => {}
                 Ok(Some(found)) => {
@@ -125,7 +125,7 @@ async fn with_doubts(
                 }
                 Err(error) => return Err(error),
             }
-            let later = source_table_by_oid(&source.client, known.oid).await?;
+            let later = source_table_by_oid(source, known.oid).await?;
             if later.is_none_or(|later| later.files != now.files) {
                 unsettled.push(known.oid);
                 continue;

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use catalog::connect::{Attempt, Connector, server_version};
 use catalog::peer::PeerOptions;
-use tokio_postgres::Client;
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, Statement};
 
 use crate::error::Error;
 
@@ -41,6 +42,8 @@ pub struct PeerSession {
     pub attempt: Attempt,
     /// The server's version, such as 150018.
     pub version: u32,
+    /// The statement that describes a table, once it was needed.
+    pub describe: OnceCell<Statement>,
     /// What is under way, of [`PeerSession::watched`].
     running: AtomicUsize,
 }
@@ -73,6 +76,7 @@ impl PeerSession {
             version: 0,
             attempt: attempt.clone(),
             client,
+            describe: OnceCell::new(),
             running: AtomicUsize::new(0),
         };
         session.run(PINNED).await?;

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{FIRST_USER_OID, Leaf, SourceTable, TargetColumn, TargetTable, TypeInfo, Types};
 use crate::schema::wire::{TypeNode, wire_form};
+use crate::session::PeerSession;
 
 type SqlResult<T> = Result<T, tokio_postgres::Error>;
 
@@ -122,18 +123,21 @@ pub fn describe_query(oid: &str) -> String {
 }
 
 /// Describes the source table of this name; `None` if there is none, or it is no table.
-pub async fn source_table(client: &Client, name: &TableName) -> SqlResult<Option<SourceTable>> {
+pub async fn source_table(source: &PeerSession, name: &TableName) -> SqlResult<Option<SourceTable>> {
     let find = "select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                 where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')";
-    match client.query_opt(find, &[&name.schema, &name.name]).await? {
-        Some(row) => source_table_by_oid(client, row.get(0)).await,
+    match source.client.query_opt(find, &[&name.schema, &name.name]).await? {
+        Some(row) => source_table_by_oid(source, row.get(0)).await,
         None => Ok(None),
     }
 }
 
 /// Describes the source table of this oid; `None` if there is none.
-pub async fn source_table_by_oid(client: &Client, oid: u32) -> SqlResult<Option<SourceTable>> {
-    let row = client.query_one(&describe_query("$1::oid"), &[&oid]).await?;
+pub async fn source_table_by_oid(source: &PeerSession, oid: u32) -> SqlResult<Option<SourceTable>> {
+    // Planning it takes longer than running it, and there may be ten thousand tables.
+    let prepare = || async { source.client.prepare(&describe_query("$1::oid")).await };
+    let statement = source.describe.get_or_try_init(prepare).await?;
+    let row = source.client.query_one(statement, &[&oid]).await?;
     let described: Option<tokio_postgres::types::Json<SourceTable>> = row.try_get(0)?;
     Ok(described.map(|json| json.0))
 }

@@ -84,7 +84,7 @@ impl Looker {
         if let Some(xid) = xid {
             wait_until_visible(session, xid).await?;
         }
-        let table = source_table_by_oid(&session.client, known.oid).await.map_err(|e| session.error(&e))?;
+        let table = source_table_by_oid(session, known.oid).await.map_err(|e| session.error(&e))?;
         match table {
             Some(table) => complete(session, known, table).await,
             None => Ok(Look::new(None)),

@@ -126,7 +126,7 @@ async fn describe(
 ) -> Result<Vec<TablePlan>, Error> {
     let mut plans = Vec::new();
     for SelectedTable { source: name, target, columns, condition } in selected {
-        match source_table(&source.client, &name).await.map_err(|e| source.error(&e))? {
+        match source_table(source, &name).await.map_err(|e| source.error(&e))? {
             None => findings.add(
                 Problem::new(
                     SqlState::UNDEFINED_TABLE,
