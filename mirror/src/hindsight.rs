@@ -14,11 +14,11 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 use crate::schema::introspect::{fingerprints, source_table_by_oid};
-use crate::schema::{SourceTable, partitions};
+use crate::schema::{SourceTable, storage};
 use crate::session::PeerSession;
 use crate::source::look::{self, LOCK_TIMEOUT, Look};
-use crate::source::partitions::doubts;
 use crate::source::slot;
+use crate::source::storage::doubts;
 use crate::worker::Context;
 
 /// Pause between two looks.
@@ -63,7 +63,7 @@ pub async fn look_forever(
             known.insert(table.oid, table);
         }
         let oids: Vec<u32> = known.keys().copied().collect();
-        let mut now = fingerprints(&source.client, &oids).await.map_err(|e| source.error(&e))?;
+        let (mut now, ended) = fingerprints(&source.client, &oids).await.map_err(|e| source.error(&e))?;
         let mut looks: Vec<(SourceTable, Look)> = Vec::new();
         for gone in known.keys().copied().filter(|oid| !now.contains_key(oid)).collect::<Vec<_>>() {
             let name = known.remove(&gone).map(|t| t.name.to_string()).unwrap_or_default();
@@ -72,6 +72,11 @@ pub async fn look_forever(
         }
         let is_changed = |(oid, now): &(&u32, &String)| last.get(*oid) != Some(*now);
         let changed: Vec<u32> = now.iter().filter(is_changed).map(|(oid, _)| *oid).collect();
+        // A transaction that changes one of the others from now on is not among those that had ended.
+        for (_, table) in known.iter_mut().filter(|(oid, _)| last.contains_key(*oid) && last.get(*oid) == now.get(*oid))
+        {
+            table.storage.seen = ended;
+        }
         for oid in changed {
             let Some(table) = known.get(&oid) else { continue };
             match source_table_by_oid(&source, oid).await {
@@ -113,7 +118,7 @@ async fn with_doubts(
 ) -> Result<(Vec<Look>, Vec<u32>), tokio_postgres::Error> {
     let (mut settled, mut unsettled) = (Vec::new(), Vec::new());
     for (known, mut look) in looks {
-        if let Some(now) = look.table.as_ref().filter(|now| partitions::changed(&known, now)) {
+        if let Some(now) = look.table.as_ref().filter(|now| storage::changed(&known, now)) {
             match doubts(&source.client, &known, now).await {
                 Ok(doubts) => look.doubts = doubts,
                 // Somebody alters one, or has dropped it.

@@ -4,8 +4,8 @@ pub mod change;
 pub mod ddl;
 pub mod introspect;
 pub mod make;
-pub mod partitions;
 pub mod policy;
+pub mod storage;
 pub mod then;
 pub mod wire;
 
@@ -16,7 +16,7 @@ use pg::{SqlState, TableName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
-use partitions::Partitions;
+use storage::Storage;
 
 /// A type as a column has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ pub struct SourceTable {
     pub files: BTreeMap<u32, u32>,
     /// Its partitions, if it is partitioned.
     #[serde(default)]
-    pub partitions: Partitions,
+    pub storage: Storage,
     /// Its CHECK and foreign key constraints.
     pub constraints: Vec<SourceConstraint>,
     /// The highest number that a column of it ever had.
@@ -145,7 +145,7 @@ impl SourceTable {
     /// Returns whether the rows are where they were: no statement since has written all of them anew. Partitions that came or went do
     /// not matter.
     pub fn same_files(&self, older: &SourceTable) -> bool {
-        let same = |(oid, file)| older.files.get(oid).is_none_or(|f| [file, &partitions::NOT_LOOKED_AT].contains(&f));
+        let same = |(oid, file)| older.files.get(oid).is_none_or(|f| [file, &storage::NOT_LOOKED_AT].contains(&f));
         self.files.iter().all(same)
     }
 

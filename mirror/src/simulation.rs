@@ -350,7 +350,7 @@ fn plan(oid: u32, name: &TableName, identity: RowIdentity) -> TablePlan {
         partitioned: false,
         root: None,
         files: BTreeMap::new(),
-        partitions: Default::default(),
+        storage: Default::default(),
         constraints: Vec::new(),
         last_number: COLUMNS.len() as i16,
     };

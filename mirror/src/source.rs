@@ -2,8 +2,8 @@
 
 pub mod condition;
 pub mod look;
-pub mod partitions;
 pub mod preflight;
 pub mod publication;
 pub mod replication;
 pub mod slot;
+pub mod storage;

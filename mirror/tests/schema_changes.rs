@@ -79,7 +79,8 @@ async fn columns_come_go_and_are_renamed_amid_rows() {
     follow(&fixture, &changes).await;
     alike(&fixture, COLUMNS).await;
     let told = "select count(*) > 5 and bool_and(lsn is not null) from peergate.mirror_events where kind = 'schema' and message like '%as on the source%'";
-    assert_eq!(fixture.ask(told).await, "t");
+    // Told a moment after it is done.
+    fixture.wait_until(told, "t").await;
     assert_eq!(fixture.ask("select string_agg(concat_ws(' ', message, detail), '; ') from peergate.mirror_events where level = 'error'").await, "");
 }
 
@@ -446,4 +447,27 @@ async fn types_get_labels_and_tables_are_dropped() {
     fixture.caught_up().await;
     fixture.assert_equal().await;
     assert_eq!(ask(&fixture.target, "select count(*) from other").await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_written_anew_are_told_from_rows_that_are_moved() {
+    let schema = "create table t (id int primary key, n int); insert into t select i, i from generate_series(1, 100) i; create table other (id int)";
+    let fixture = plain_mirror(schema, "{}").await;
+    let copied =
+        "select count(*) from peergate.mirror_events where message like 'table \"public.t\" is copied once more%'";
+    let default = "select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = 'other'::regclass";
+    let moved = [
+        "vacuum full t",
+        "cluster t using t_pkey",
+        "truncate t; insert into t select i, i from generate_series(1, 50) i",
+    ];
+    for (n, change) in moved.into_iter().enumerate() {
+        follow(&fixture, &[change, &format!("alter table other alter id set default {n}")]).await;
+        alike(&fixture, default).await;
+        assert_eq!(fixture.ask(copied).await, "0", "{change}\n{}", fixture.explain().await);
+    }
+    fixture.source.batch_execute("alter table t alter n type int using n * 100").await.unwrap();
+    alike(&fixture, "select sum(n) from t").await;
+    assert_eq!(fixture.ask(copied).await, "1");
+    follow(&fixture, &["update t set n = n + 1; insert into t values (1000, 1)"]).await;
 }

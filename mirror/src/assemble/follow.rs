@@ -13,9 +13,9 @@ use crate::error::{Error, Problem};
 use crate::relation::TableMap;
 use crate::schema::change::{self, Surroundings};
 use crate::schema::ddl::Prerequisite;
-use crate::schema::partitions::Doubt;
 use crate::schema::policy::{self, Followed};
-use crate::schema::{Passage, SourceTable, TargetColumn, Types, partitions, passage, then};
+use crate::schema::storage::Doubt;
+use crate::schema::{Passage, SourceTable, TargetColumn, Types, passage, storage, then};
 use crate::source::look::Look;
 use crate::table_state::Route;
 
@@ -64,7 +64,7 @@ impl Assembler {
             self.tables.types.extend(look.types);
             return Ok(None);
         }
-        let rows_gone = if partitions::changed(&known.plan.source, &table) {
+        let rows_gone = if storage::changed(&known.plan.source, &table) {
             if look.doubted_since != known.plan.source.files {
                 return Ok(Some(oid));
             }
@@ -75,6 +75,7 @@ impl Assembler {
         let rewritten = !table.same_files(&known.plan.source);
         let same_rows = table.name == known.plan.source.name && table.same_rows(&known.plan.source);
         self.change(table, rewritten, &rows_gone, look.types, look.prerequisites).map_err(|e| e.at(at))?;
+        self.emptied.remove(&oid);
         // A batch that ends here, although no transaction does.
         if self.batch.end.is_none() {
             self.batch.end = Some(BatchEnd { end_lsn: self.passed, commit_time: None });
@@ -109,7 +110,7 @@ impl Assembler {
             let is_taken = self.route_by_name(&known.listed).takes(place);
             let is_new = known.plan.source.partitioned && !known.plan.source.files.contains_key(&partition);
             if let Some(known) = self.tables.known.get_mut(&root).filter(|_| is_taken && is_new) {
-                known.plan.source.files.insert(partition, partitions::NOT_LOOKED_AT);
+                known.plan.source.files.insert(partition, storage::NOT_LOOKED_AT);
                 let (listed, plan) = (known.listed.clone(), known.plan.clone());
                 self.batch.alter(Alter {
                     listed,
@@ -125,17 +126,15 @@ impl Assembler {
     /// Works out which rows went with the partitions that are gone since a table was known.
     fn rows_gone(&self, known: &Known, now: &SourceTable, doubts: &[Doubt]) -> Result<Vec<String>, Error> {
         let truncated_by = self.emptied.get(&now.oid).copied();
-        let gone = partitions::rows_gone(&known.plan.source, now, doubts, truncated_by);
+        let gone = storage::rows_gone(&known.plan.source, now, doubts, truncated_by);
         // The target may not have the columns by which a partition takes its rows.
         let all_columns = known.plan.columns.only.is_none() && known.plan.columns.except.is_empty();
         match (self.tables.ddl, gone) {
             (_, Ok(gone)) if gone.is_empty() => Ok(gone),
-            (Ddl::Apply, Ok(_)) if !all_columns => {
-                Err(Error::CopyAgain(partitions::not_told(now).table(&known.listed)))
-            }
+            (Ddl::Apply, Ok(_)) if !all_columns => Err(Error::CopyAgain(storage::not_told(now).table(&known.listed))),
             (Ddl::Apply | Ddl::Ignore, gone) => gone.map_err(|problem| Error::CopyAgain(problem.table(&known.listed))),
             (Ddl::Block, gone) => {
-                let problem = gone.map_or_else(|problem| problem, |_| partitions::not_told(now));
+                let problem = gone.map_or_else(|problem| problem, |_| storage::not_told(now));
                 let hint = "RESYNC MIRROR … TABLE copies the table anew; with ALTER MIRROR … SET (ddl = apply) the mirror follows by itself.";
                 Err(Error::Blocked(problem.hint(hint).table(&known.listed)))
             }
@@ -190,7 +189,6 @@ impl Assembler {
             altered = change::alter(&table.plan, &new, target, &around).map_err(not_sent)?;
         }
         let followed = policy::follow(ddl, altered, target, self.place().unwrap_or(self.passed))?;
-        self.emptied.remove(&oid);
         self.tables.targets.remove(&old_target);
         self.tables.targets.insert(followed.target.name.clone(), followed.target);
         if let Some(table) = self.tables.known.get_mut(&oid) {

@@ -49,10 +49,10 @@ pub const DESCRIBE: &str = "
                   from pg_catalog.pg_class l
                   where l.oid = c.oid and c.relkind = 'r'
                      or l.oid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf and c.relkind = 'p')),
-        'partitions', coalesce((select pg_catalog.jsonb_build_object(
+        'storage', pg_catalog.jsonb_build_object('seen', pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8)
+            || coalesce((select pg_catalog.jsonb_build_object(
                 'bounds', coalesce(pg_catalog.jsonb_object_agg(t.relid::oid::text, b.bound) filter (where t.isleaf and b.bound is not null), '{}'),
-                'has_default', coalesce(bool_or(pg_catalog.pg_get_expr(l.relpartbound, l.oid) = 'DEFAULT'), false),
-                'seen', pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8)
+                'has_default', coalesce(bool_or(pg_catalog.pg_get_expr(l.relpartbound, l.oid) = 'DEFAULT'), false))
             from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class l on l.oid = t.relid,
                 lateral (select pg_catalog.pg_get_partition_constraintdef(t.relid) as bound) b
             having c.relkind = 'p'), '{}'),
@@ -142,11 +142,12 @@ pub async fn source_table_by_oid(source: &PeerSession, oid: u32) -> SqlResult<Op
     Ok(described.map(|json| json.0))
 }
 
-/// Returns, for each of these tables that is there, a text that is another one when its columns, defaults, indexes, constraints or
-/// partitions have changed.
-pub async fn fingerprints(client: &Client, oids: &[u32]) -> SqlResult<HashMap<u32, String>> {
+/// Returns, for each of these tables that is there, a text that is another one when its columns, defaults, indexes, constraints,
+/// partitions or files have changed; and the number of a transaction before which all had ended then, 64 bits wide.
+pub async fn fingerprints(client: &Client, oids: &[u32]) -> SqlResult<(HashMap<u32, String>, i64)> {
     let query = "
-        select f.relation, pg_catalog.concat_ws(' ', count(*), sum(pg_catalog.hashtext(f.version)::int8))
+        select f.relation, pg_catalog.concat_ws(' ', count(*), sum(pg_catalog.hashtext(f.version)::int8)),
+               pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8
         from (
             select oid as relation, ctid::text || ' ' || xmin::text as version from pg_catalog.pg_class where oid = any ($1)
             union all select attrelid, ctid::text || ' ' || xmin::text from pg_catalog.pg_attribute where attrelid = any ($1)
@@ -157,7 +158,9 @@ pub async fn fingerprints(client: &Client, oids: &[u32]) -> SqlResult<HashMap<u3
                 from pg_catalog.pg_class p, lateral pg_catalog.pg_partition_tree(p.oid) t join pg_catalog.pg_class l on l.oid = t.relid
                 where p.oid = any ($1) and p.relkind = 'p'
         ) f group by f.relation";
-    Ok(client.query(query, &[&oids]).await?.iter().map(|r| (r.get(0), r.get(1))).collect())
+    let rows = client.query(query, &[&oids]).await?;
+    let ended = rows.first().map_or(0, |row| row.get(2));
+    Ok((rows.iter().map(|r| (r.get(0), r.get(1))).collect(), ended))
 }
 
 /// Returns the relations that hold a table's rows, with their sizes now: itself, or its partitions at every level.

@@ -87,13 +87,13 @@ pub fn at_relation(known: &SourceTable, now: Option<&SourceTable>, relation: &Re
         partitioned: known.partitioned,
         root: known.root,
         files: known.files.clone(),
-        partitions: known.partitions.clone(),
+        storage: known.storage.clone(),
         last_number: known.last_number,
     };
-    // The files of now are those of then only if nothing has changed since. Which rows came or went with partitions is for a look to say
-    // that comes later.
+    // The files of now are those of then only if nothing has changed since. If no change of columns accounts for others, it is for a look
+    // to say that comes later whether rows came or went.
     if table.same_rows(now) {
-        if !known.partitioned {
+        if !known.partitioned && !table.same_rows(known) {
             table.files = now.files.clone();
         }
         table.last_number = now.last_number;

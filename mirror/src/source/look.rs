@@ -9,7 +9,7 @@ use pg::SqlState;
 use crate::error::{Error, Problem};
 use crate::schema::ddl::{self, Prerequisite};
 use crate::schema::introspect::{source_table_by_oid, types};
-use crate::schema::partitions::Doubt;
+use crate::schema::storage::Doubt;
 use crate::schema::{SourceTable, Types};
 use crate::session::PeerSession;
 

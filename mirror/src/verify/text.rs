@@ -255,7 +255,7 @@ mod tests {
             partitioned: false,
             root: None,
             files: std::collections::BTreeMap::new(),
-            partitions: Default::default(),
+            storage: Default::default(),
             constraints: Vec::new(),
             last_number: 0,
         };

@@ -32,7 +32,7 @@ fn source(columns: Vec<SourceColumn>) -> SourceTable {
         partitioned: false,
         root: None,
         files: [(1, 1)].into(),
-        partitions: Default::default(),
+        storage: Default::default(),
         constraints: Vec::new(),
         last_number: 9,
     }

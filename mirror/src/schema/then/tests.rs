@@ -34,7 +34,7 @@ fn table(columns: &[(i16, &str, u32)], last_number: i16) -> SourceTable {
         partitioned: false,
         root: None,
         files: [(1, 1)].into(),
-        partitions: Default::default(),
+        storage: Default::default(),
         constraints: Vec::new(),
         last_number,
     }

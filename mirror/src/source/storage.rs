@@ -5,7 +5,7 @@ use pg::name::quote_literal;
 use tokio_postgres::{Client, Row};
 
 use crate::schema::SourceTable;
-use crate::schema::partitions::{Doubt, bounds_gone, to_inspect};
+use crate::schema::storage::{Doubt, bounds_gone, to_inspect};
 
 /// A transaction number is older than this, which stands for the 64-bit number `{seen}`; as 32 bits tell nothing of what is further back
 /// than half of them, nothing is older then. Both ages are of the same moment.
@@ -13,7 +13,7 @@ const OLDER: &str = "(pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot
     and pg_catalog.age({xid}) > pg_catalog.age(({seen} % 4294967296)::text::xid))";
 
 fn older(xid: &str, known: &SourceTable) -> String {
-    OLDER.replace("{xid}", xid).replace("{seen}", &known.partitions.seen.to_string())
+    OLDER.replace("{xid}", xid).replace("{seen}", &known.storage.seen.to_string())
 }
 
 /// Looks at the partitions that are not as they were `known`. Everything that this sees was so when the table was as `now`, or later.

@@ -1,5 +1,5 @@
-//! Rows that come or go with their partitions. A partition that is attached brings its rows, one that is detached, dropped or emptied takes
-//! them away, and no message of the stream tells of it: looks at the catalogs do. Pure.
+//! Rows that change without a word of the stream: those of a partition that is attached, detached, dropped or emptied, and those that
+//! an ALTER writes anew. Looks at the catalogs tell of it. Pure.
 //!
 //! Source: PostgreSQL docs, sql-createpublication, "publish_via_partition_root", and ddl-partitioning, "Partition Maintenance".
 
@@ -14,28 +14,29 @@ use crate::error::Problem;
 /// The file of a partition of which only the stream has told: no server has one of this number.
 pub const NOT_LOOKED_AT: u32 = 0;
 
-/// What is known of a partitioned table's partitions, besides their files.
+/// What is known of where a table's rows are, besides their files.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Partitions {
+pub struct Storage {
     /// The condition, as SQL, that the rows of each partition meet, by its oid.
     pub bounds: BTreeMap<u32, String>,
     /// One of them takes what no other takes.
     pub has_default: bool,
-    /// Transactions of the source before this number had ended when the table was looked at. 64 bits wide, so that it never turns over.
+    /// Transactions of the source before this number had ended when the table was known to be like that. 64 bits wide, so that it never
+    /// turns over.
     pub seen: i64,
 }
 
 /// When it was looked at is not what a table is.
-impl PartialEq for Partitions {
-    fn eq(&self, other: &Partitions) -> bool {
+impl PartialEq for Storage {
+    fn eq(&self, other: &Storage) -> bool {
         (&self.bounds, self.has_default) == (&other.bounds, other.has_default)
     }
 }
 
-impl Eq for Partitions {}
+impl Eq for Storage {}
 
-/// A partition of which the catalogs do not tell whether it brought rows along or lost some.
+/// A table or partition of which the catalogs do not tell whether it brought rows along, lost some, or has others now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// It is new, and has rows that may have been there before it was a partition.
@@ -57,9 +58,10 @@ pub enum Doubt {
     },
 }
 
-/// Returns whether partitions have come, gone or got another file since a table was `known`.
+/// Returns whether partitions have come or gone, or files were written anew, since a table was `known`. Where its columns have changed
+/// too, an ordinary table's file tells nothing more: what became of its rows is for [`super::change`] to say.
 pub fn changed(known: &SourceTable, now: &SourceTable) -> bool {
-    known.partitioned && known.files != now.files
+    known.files != now.files && (known.partitioned || now.same_rows(known))
 }
 
 /// Works out which rows have gone with their partitions: returns the conditions that they meet. The table was emptied by the stream's
@@ -87,16 +89,17 @@ pub fn rows_gone(
                 ));
             }
             Doubt::Emptied { xid, .. } if truncated_by == Some(*xid) => {}
-            Doubt::Emptied { name, .. } => {
+            Doubt::Emptied { name, .. } if known.partitioned => {
                 return unclear(format!("partition \"{name}\" of table \"{table}\" was emptied or written anew"));
             }
+            Doubt::Emptied { .. } => return unclear(format!("table \"{table}\" was written anew, with new rows")),
         }
     }
     let mut conditions = Vec::new();
     for oid in known.files.keys().filter(|oid| !now.files.contains_key(oid)) {
         // What its rows would have been may belong to the default partition by now.
-        match known.partitions.bounds.get(oid).filter(|bound| is_portable(bound)) {
-            Some(bound) if !now.partitions.has_default => conditions.push(bound.clone()),
+        match known.storage.bounds.get(oid).filter(|bound| is_portable(bound)) {
+            Some(bound) if !now.storage.has_default => conditions.push(bound.clone()),
             _ => return Err(not_told(now)),
         }
     }
@@ -105,7 +108,7 @@ pub fn rows_gone(
 
 /// Returns the conditions that the rows of partitions met that are gone.
 pub fn bounds_gone<'a>(known: &'a SourceTable, now: &SourceTable) -> Vec<&'a str> {
-    let gone = known.partitions.bounds.iter().filter(|(oid, _)| !now.files.contains_key(oid));
+    let gone = known.storage.bounds.iter().filter(|(oid, _)| !now.files.contains_key(oid));
     gone.map(|(_, bound)| bound.as_str()).collect()
 }
 
@@ -134,7 +137,7 @@ mod tests {
 
     fn partitioned(files: &[(u32, u32)]) -> SourceTable {
         let bounds = files.iter().map(|(oid, _)| (*oid, format!("(day = {oid})"))).collect();
-        let partitions = Partitions { bounds, has_default: false, seen: 7 };
+        let storage = Storage { bounds, has_default: false, seen: 7 };
         SourceTable {
             oid: 1,
             name: pg::TableName::new("public", "t"),
@@ -144,7 +147,7 @@ mod tests {
             partitioned: true,
             root: None,
             files: files.iter().copied().collect(),
-            partitions,
+            storage,
             constraints: Vec::new(),
             last_number: 0,
         }
@@ -161,16 +164,16 @@ mod tests {
     #[test]
     fn what_a_default_partition_may_have_taken_is_not_told_by_conditions() {
         let (known, mut now) = (partitioned(&[(1, 10), (2, 20)]), partitioned(&[(2, 20)]));
-        now.partitions.has_default = true;
+        now.storage.has_default = true;
         assert!(rows_gone(&known, &now, &[], None).is_err());
     }
 
     #[test]
     fn conditions_of_hash_partitions_mean_nothing_elsewhere() {
         let (mut known, now) = (partitioned(&[(1, 10), (2, 20)]), partitioned(&[(2, 20)]));
-        known.partitions.bounds.insert(1, "satisfies_hash_partition('1'::oid, 2, 0, id)".to_owned());
+        known.storage.bounds.insert(1, "satisfies_hash_partition('1'::oid, 2, 0, id)".to_owned());
         assert!(rows_gone(&known, &now, &[], None).is_err());
-        known.partitions.bounds.remove(&1);
+        known.storage.bounds.remove(&1);
         assert!(rows_gone(&known, &now, &[], None).is_err(), "recorded before bounds were");
     }
 
