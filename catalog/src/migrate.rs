@@ -35,6 +35,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("0022_explain", include_str!("../../migrations/0022_explain.sql")),
     ("0023_query_mirrors", include_str!("../../migrations/0023_query_mirrors.sql")),
     ("0024_bookkeeping", include_str!("../../migrations/0024_bookkeeping.sql")),
+    ("0025_peerdb_options", include_str!("../../migrations/0025_peerdb_options.sql")),
 ];
 
 /// What must be there before the first file: the schema, and the record of what was applied.

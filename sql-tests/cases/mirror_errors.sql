@@ -19,7 +19,7 @@ create mirror m from shop to dwh for all tables with (mode = 'copy_onyl');
 -- Not yet.
 create mirror m from shop to dwh for table t set (a = lower(a)) to u;
 create mirror m from shop to dwh for table t (a) to u (b);
-create mirror m from shop to dwh with table mapping ({from: a, to: b, key: id});
+create mirror m from shop to dwh with table mapping ({from: a, to: b, key: });
 drop mirror m;
 drop mirror if exists m, n;
 drop mirror m keep metadata;

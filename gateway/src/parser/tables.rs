@@ -108,7 +108,8 @@ pub(super) fn item(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize
     Ok(TableMap { columns, exclude, condition, ..TableMap::new(from, to) })
 }
 
-/// `table:table` or `{from: table, to: table [, exclude: [column, …]]}`, its parts in any order.
+/// `table:table` or `{from: table, to: table [, key: column] [, exclude: [column, …]]}`, its parts in any order. By the key PeerDB divides
+/// a table for its copy; here that is done by its blocks.
 fn mapping(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Result<TableMap, Refusal> {
     note_table(cursor, spans, count);
     if !cursor.eat(&Punctuation::LBrace) {
@@ -118,15 +119,15 @@ fn mapping(cursor: &mut Cursor<'_>, spans: &mut Spans, count: &mut usize) -> Res
     }
     let (mut from, mut to, mut exclude) = (None, None, Vec::new());
     loop {
-        let at = cursor.position();
         if from.is_none() && cursor.eat_word("FROM") {
             cursor.expect(&Punctuation::Colon)?;
             from = Some(table(cursor)?);
         } else if to.is_none() && cursor.eat_word("TO") {
             cursor.expect(&Punctuation::Colon)?;
             to = Some(table(cursor)?);
-        } else if cursor.is_word("KEY") {
-            return Err(Refusal::unsupported("key of a table mapping", at));
+        } else if cursor.eat_word("KEY") {
+            cursor.expect(&Punctuation::Colon)?;
+            cursor.ident()?;
         } else if exclude.is_empty() && cursor.eat_word("EXCLUDE") {
             cursor.expect(&Punctuation::Colon)?;
             cursor.expect(&Punctuation::LBracket)?;
