@@ -161,10 +161,14 @@ impl Catalog {
     /// [`Error`] if the catalog cannot be reached.
     pub async fn end_round(&self, mirror_id: i64, epoch: i64, round: i64, end: RoundEnd) -> Result<bool, Error> {
         let statement = "
-            with ended as (
+            with held as materialized (
+                -- In the order in which DROP MIRROR takes them.
+                select r.mirror_id from peergate.mirror_runtime r where r.mirror_id = $1 for update
+            ), ended as (
                 update peergate.query_rounds q
                 set state = 'completed', waits_for = null, rows_deleted = $4, error_sqlstate = null, error_message = null, ended_at = clock_timestamp()
-                where q.mirror_id = $1 and q.round = $2 and exists (select from peergate.mirror_leases l where l.mirror_id = $1 and l.epoch = $3)
+                from held h
+                where q.mirror_id = h.mirror_id and q.round = $2 and exists (select from peergate.mirror_leases l where l.mirror_id = $1 and l.epoch = $3)
                 returning q.rows, q.bytes
             ), pruned as (
                 delete from peergate.query_rounds q where q.mirror_id = $1 and q.round <= $2 - $5
