@@ -135,6 +135,10 @@ async fn copy_and_stream(fixture: &Fixture) {
         fixture.caught_up().await;
         fixture.assert_equal().await;
     }
+    // The catalog learns of a name a moment after the target has it.
+    fixture
+        .wait_until("select string_agg(source_name, ' ' order by source_name) from peergate.mirror_tables", "log t")
+        .await;
     let name = |table: &str| format!(r#"{{"schema": "public", "name": "{table}"}}"#);
     for call in [
         format!("drop_mirror_tables('m', '[{}]')", name("log")),

@@ -16,7 +16,8 @@ pub async fn facts(source: &PeerSession, slot: &str) -> Result<Option<SlotFacts>
     let query = "
         select s.confirmed_flush_lsn::text, s.active_pid,
                case when j ->> 'invalidation_reason' is not null then 'invalidation_reason is ' || (j ->> 'invalidation_reason')
-                    when j ->> 'conflicting' = 'true' then 'it conflicts with recovery'
+                    -- PostgreSQL 16 says so of every slot that it has invalidated; only a standby's can conflict.
+                    when j ->> 'conflicting' = 'true' and pg_catalog.pg_is_in_recovery() then 'it conflicts with recovery'
                     when s.wal_status = 'lost' then 'wal_status is lost, its WAL was removed (max_slot_wal_keep_size)' end,
                case when s.slot_type <> 'logical' then 'It is ' || s.slot_type
                     when s.plugin <> 'pgoutput' then 'Its plugin is ' || s.plugin
