@@ -11,6 +11,11 @@ const ROUNDS_KEPT: i64 = 100;
 /// Rounds of a mirror of which the partitions are kept.
 const PARTITIONED_ROUNDS_KEPT: i64 = 10;
 
+/// The mirror `$1`, which stays until the end of the transaction; no row if it was dropped, as whoever drops it is waited for. To be taken before
+/// anything else of the mirror, as DROP MIRROR does.
+const HELD: &str =
+    "held as materialized (select d.id from peergate.mirror_definitions d where d.id = $1 for key share)";
+
 /// A task that asks for a round and is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundTask {
@@ -48,13 +53,15 @@ impl Catalog {
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
     pub async fn begin_round(&self, mirror_id: i64, epoch: i64, after: i64) -> Result<Option<i64>, Error> {
-        let statement = "
+        let statement = format!(
+            "with {HELD}
             insert into peergate.query_rounds (mirror_id, round)
             select l.mirror_id, greatest($3, coalesce((select max(q.round) from peergate.query_rounds q where q.mirror_id = l.mirror_id), 0)) + 1
-            from peergate.mirror_leases l join peergate.mirror_definitions d on d.id = l.mirror_id
-            where l.mirror_id = $1 and l.epoch = $2
-            returning round";
-        let row = self.client().await?.query_opt(statement, &[&mirror_id, &epoch, &after]).await?;
+            from held join peergate.mirror_leases l on l.mirror_id = held.id
+            where l.epoch = $2
+            returning round"
+        );
+        let row = self.client().await?.query_opt(&statement, &[&mirror_id, &epoch, &after]).await?;
         Ok(row.map(|r| r.get(0)))
     }
 
@@ -63,10 +70,12 @@ impl Catalog {
     /// # Errors
     /// [`Error`] if the catalog cannot be reached.
     pub async fn continue_round(&self, mirror_id: i64, round: i64) -> Result<(), Error> {
-        let statement = "
-            insert into peergate.query_rounds (mirror_id, round) values ($1, $2)
-            on conflict (mirror_id, round) do update set state = 'running', waits_for = null, error_sqlstate = null, error_message = null";
-        self.execute(statement, &[&mirror_id, &round]).await?;
+        let statement = format!(
+            "with {HELD}
+            insert into peergate.query_rounds (mirror_id, round) select held.id, $2 from held
+            on conflict (mirror_id, round) do update set state = 'running', waits_for = null, error_sqlstate = null, error_message = null"
+        );
+        self.execute(&statement, &[&mirror_id, &round]).await?;
         Ok(())
     }
 
@@ -97,6 +106,10 @@ impl Catalog {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let count = i32::try_from(partitions.len()).unwrap_or(i32::MAX);
+        let held = format!("with {HELD} select from held");
+        if transaction.query_opt(&held, &[&mirror_id]).await?.is_none() {
+            return Ok(());
+        }
         let statement = "
             update peergate.query_rounds set replaces = $3, lower_bound = $4, upper_bound = $5, partitions = $6
             where mirror_id = $1 and round = $2";
